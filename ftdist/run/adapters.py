@@ -192,7 +192,7 @@ def check_base_of(key: str, given: str, bases: Collection[str]) -> None:
     """Check that an adapter that ftdist has exported was trained on this base model. Others do not say it.
 
     Args:
-        bases: The identity of the base model of the run, from ``ftdist.run.identity.base_identity``, now and as older
+        bases: The identity of the base model of the run, from ``ftdist.run.base_model.base_identity``, now and as older
             versions computed it.
 
     Raises:

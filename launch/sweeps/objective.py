@@ -13,8 +13,8 @@ from ftdist.run.rundir import PAUSED, RunDir
 HELDOUT_LOSS = "held-out loss"
 GROWING = ("forgetting/kl", "perf/goodput", "perf/device_hours")
 """Metrics that describe the whole run until an evaluation. Most of them get worse from one evaluation to the next, so
-their best value would be an early one. Trials are therefore compared by the newest value. The same holds for all metrics
-of general texts."""
+their best value would be an early one. Trials are therefore compared by the newest value. The same holds for all
+metrics of general texts."""
 ENDED = ("done", PAUSED)
 """States in which a trial has an objective."""
 
