@@ -171,7 +171,7 @@ def _build_or_read(
 
 
 def identity_of_base(config: RunConfig, first: bool = False) -> str:
-    """Return the identity of the base model of a run (see ``ftdist.run.identity.base_identity``)."""
+    """Return the identity of the base model of a run (see ``ftdist.run.base_model.base_identity``)."""
     drawn = bool(config.model.config) and bool(_drawn_vectors(model_config(config), config.seed))
     return base_identity(config, first=first, drawn=drawn)
 
