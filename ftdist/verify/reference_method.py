@@ -9,6 +9,7 @@ from typing import Any, Dict, List, Optional
 import torch
 
 from ftdist.base.errors import FtdistError
+from ftdist.model.adapter import new_names
 
 WRAPPER = "base_model.model."
 """Prefix that PEFT's wrapper adds to the names of the model's parameters."""
@@ -78,6 +79,8 @@ def weights_of_another_adapter(wrapped: Any, adapter: Optional[str], weights: Di
 def _lora(model: Any, method: Any) -> torch.nn.Module:
     from peft import LoraConfig, get_peft_model
 
+    renamed = new_names(model, method.target_modules)  # of an adapter from transformers 4
+    wanted = [renamed.get(target, target) for target in method.target_modules]
     head, depth = model.get_output_embeddings(), model.config.get_text_config().num_hidden_layers
     layers = None if method.layers_to_transform is None else {str(n % depth) for n in method.layers_to_transform}
     targets = [
@@ -85,7 +88,7 @@ def _lora(model: Any, method: Any) -> torch.nn.Module:
         if type(module).__name__ in ("Linear", "Conv1D", "Linear4bit")
         and (module.weight.requires_grad or in_4_bits(module.weight))
         and any((target == "all-linear" and module is not head) or fnmatchcase(f".{name}", f"*.{target}")
-                for target in method.target_modules)
+                for target in wanted)
         and (layers is None or next((word for word in name.split(".") if word.isdigit()), "") in layers)
     ]  # fmt: skip
     used = used_elsewhere(model)

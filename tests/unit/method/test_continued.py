@@ -19,6 +19,7 @@ from ftdist.model.load import load_whole
 from ftdist.model.opened import open_exported
 from ftdist.run.adapters import INIT_FROM, NO_EFFECT, PLAIN, PREFIX, READ, adapter_settings
 from ftdist.run.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from ftdist.verify.reference_method import apply_plainly, own_names
 from tests.helpers.adapters import save_peft_adapter
 from tests.helpers.tiny import save_tiny_model
 from tests.models.alone import save_tiny
@@ -188,6 +189,8 @@ def test_an_adapter_with_the_names_of_transformers_4_is_the_same_adapter(kind: s
         continued = Lora().apply(base, config).eval()
         start_from_adapter(continued, config)
         assert logits(continued).equal(opened) and not opened.equal(plain)
+        reference = own_names(apply_plainly(load_whole(config), config.method))
+        assert {name for name, one in reference.items() if one.requires_grad} == trained(continued).keys()
         config.model.adapter, config.method.init_from = str(adapter), None
         folded = load_whole(config).eval()
         assert torch.allclose(logits(folded), opened, rtol=1e-4, atol=1e-5)
