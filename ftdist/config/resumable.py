@@ -19,7 +19,7 @@ CHANGEABLE = (
     "batch.micro_batch_size", "train.gradient_checkpointing", "train.recompute_every", "train.offload_activations",
     "train.compile", "model.kernels",
     "train.checkpoint_every", "train.keep_checkpoints", "train.async_checkpoint", "sweep.rungs", "debug.profile",
-    "report",
+    "report", "cache_dir",
 )  # fmt: skip
 """Keys that ``ftdist resume RUN_DIR key=value`` may change, and all keys below them."""
 EVALUATED = (

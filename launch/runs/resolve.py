@@ -78,6 +78,18 @@ def _absolute(path: str) -> str:
     return str(Path(path).expanduser().absolute())
 
 
+def resolve_cache(config: RunConfig) -> None:
+    """Make the path of the cache explicit and absolute.
+
+    Raises:
+        ConfigError: the cache folder cannot be made.
+    """
+    config.cache_dir = _absolute(str(cache_root(config)))
+    cache = Path(config.cache_dir)
+    if not (cache if cache.exists() else _existing_parent(cache)).is_dir():
+        raise ConfigError(f"cache_dir={cache} is not a folder", "the path of a folder", "cache_dir=FOLDER")
+
+
 def resolve_paths(config: RunConfig) -> None:
     """Make every path absolute, so that a resume from another folder finds the same files.
 
@@ -89,10 +101,7 @@ def resolve_paths(config: RunConfig) -> None:
         _check_spelling(f"{key}.path", source.path)
     config.runs_dir = _absolute(config.runs_dir)
     config.run_dir = _absolute(config.run_dir or _new_run_dir(config.runs_dir, config.name))
-    config.cache_dir = _absolute(str(cache_root(config)))
-    cache = Path(config.cache_dir)
-    if not (cache if cache.exists() else _existing_parent(cache)).is_dir():
-        raise ConfigError(f"cache_dir={cache} is not a folder", "the path of a folder", "cache_dir=FOLDER")
+    resolve_cache(config)
     for section, name in ((config.model, "path"), (config.model, "adapter"), (config.method, "init_from")):
         if (value := getattr(section, name)) is not None:
             setattr(section, name, _absolute(value))

@@ -183,6 +183,7 @@ def _changed(run: RunDir, config: RunConfig, overrides: List[str]) -> Tuple[RunC
     """Return the config with overrides, and its batch plan. Nothing is written."""
     changed = compose.change(config, overrides)
     changed.run_dir = str(run.path)  # the run directory may have been moved
+    resolve.resolve_cache(changed)
     keys = [override.split("=")[0] for override in overrides]
     if "launch.nproc_per_node" in keys and "launch.threads_per_rank" not in keys:
         changed.launch.threads_per_rank = None  # follows from the number of ranks again

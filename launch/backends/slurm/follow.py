@@ -29,7 +29,9 @@ SRUN_ENDS = re.compile(r"srun: .*(Exited with exit code|Terminating)")
 PYXIS_ENDS = re.compile(r"[Ii]nvoke spank|spank: required|pyxis: (child|container|couldn't|printing)\b"
                         r"|pyxis: +(created|Parallel|\d+ inodes|\[INFO\])|pyxis: *$")  # fmt: skip
 """What pyxis prints around the error of a container that does not start."""
-NO_FTDIST = re.compile(r"No module named '?ftdist\b")
+NO_FTDIST = re.compile(
+    r"No module named '?ftdist\b|/python[\w.]*: (No such file or directory|Permission denied|not found)"
+)
 
 
 class Tail:
@@ -156,7 +158,11 @@ def outcome(run: RunDir, job: Optional[client.Job]) -> int:
         how += f"; its log says: {said}"
     fix = shell_words(["ftdist", "resume", str(run.path)])
     if NO_FTDIST.search(how):
-        fix = f"install ftdist for the job's Python, in a container in its image, or: {fix} launch.slurm.python=FILE"
+        fix = ("install ftdist for the job's Python on all nodes (on a shared disk, in a container in its image), or: "
+               f"{fix} launch.slurm.python=FILE")  # fmt: skip
+    if job and job.state == "FAILED" and not run.job_log(str(number)).exists():
+        how += ", and it wrote no log. Perhaps its node does not see the run directory"
+        fix = f"a run_dir on a disk that all nodes share and that can be written there, or: {fix}"
     if job and job.state == "TIMEOUT":
         fix += " launch.slurm.stop_before_limit_s=SECONDS, more than before: the run did not stop in this time"
     error = LaunchError(f"{how}\n  logs: {run.logs}", fix=fix)

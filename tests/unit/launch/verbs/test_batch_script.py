@@ -246,6 +246,21 @@ def test_a_job_without_progress_is_not_requeued_again(
     assert "2 attempts in a row saved no newer checkpoint" in run.read_status()["exit_reason"]
 
 
+def test_a_job_with_a_node_that_does_not_see_the_run_directory_fails(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """srun then ends the other tasks with SIGTERM, which alone would lead to a requeue."""
+    prepared(run, monkeypatch)
+    node = run.submit.read_text().partition("node='")[2].partition("'\n")[0]
+    env = {"PATH": "/usr/bin:/bin", "SLURMD_NODENAME": "node2", "RUN_DIR": f"{run.path}-elsewhere"}
+    done = subprocess.run(["bash", "-c", node], env=env, capture_output=True, text=True)
+    run.job_log("7").write_text(f"{done.stderr}srun: error: node1: task 0: Terminated\n")
+    assert end(run, code=128 + signal.SIGTERM) == EXIT_FAILED
+    said = capsys.readouterr()
+    assert f"error: node2 does not see {run.path}-elsewhere; use a run_dir" in said.err and "requeue" not in said.out
+    assert run.read_status()["state"] == "failed"
+
+
 def test_a_module_that_cannot_be_loaded_ends_the_job(run: RunDir) -> None:
     script = "module() { return 1; }\n" + run.submit.read_text().replace("on_first_node _begin", "echo began")
     done = subprocess.run(["bash", "-c", script], env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True)

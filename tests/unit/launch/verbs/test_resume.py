@@ -175,6 +175,19 @@ def test_a_resume_with_overrides_renders_the_batch_script_again(here: Path) -> N
     assert read_json(run.deepspeed)["gradient_accumulation_steps"] == 3  # 12 rows on 2 nodes × 2 ranks
 
 
+def test_a_resume_uses_another_cache(here: Path) -> None:
+    """A node may be unable to write the cache with which the run was started. The path becomes absolute."""
+    run = stopped_run(here / "run")
+    before = config_hash(load_config(run.config))
+    check_changes(["cache_dir=other"])
+    assert _resume(run, "cache_dir=other").cache_dir == str(here / "other")
+    changed = load_config(run.config)
+    assert (changed.cache_dir, config_hash(changed)) == (str(here / "other"), before)
+    (here / "file").touch()
+    with pytest.raises(ConfigError, match="cache_dir=.*file is not a folder"):
+        _resume(run, "cache_dir=file")
+
+
 def _files(run: RunDir) -> Dict[str, bytes]:
     return {str(path): path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
 
