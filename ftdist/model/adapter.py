@@ -26,7 +26,7 @@ def check_folded(model: PreTrainedModel, folder: Path) -> None:
     """Check that an adapter fits a model, which may have no weights.
 
     Raises:
-        ConfigError: A tensor belongs to no layer of the model, or has another shape; or see ``trained_shapes``.
+        ConfigError: A tensor belongs to no layer of the model or has another shape, or ``trained_shapes`` fails.
     """
     settings, shapes = adapter_settings(FOLDED, folder), trained_shapes(FOLDED, model, folder)
     expected: Dict[str, Optional[Shape]] = {}
@@ -55,8 +55,9 @@ def trained_shapes(key: str, model: PreTrainedModel, folder: Path) -> Dict[str, 
         model: The model that it is for, which may have no weights.
 
     Raises:
-        ConfigError: The embedding and the output head are one tensor in the model, but not with the adapter: it adds to
-        one of them, or holds copies of both. PEFT trains copies of the modules that are saved, and unties them.
+        ConfigError: The model ties the embedding and the output head, but the adapter treats them as two tensors: it
+        has LoRA matrices for one of them, or holds a trained copy of only one, or copies that differ. PEFT makes a
+        separate copy of each module in ``modules_to_save``.
     """
     stored, in_file = stored_names(model, folder), tensor_shapes(folder / ADAPTER_WEIGHTS)
     shapes = {name: in_file[own] for name, own in stored.items()}
@@ -104,8 +105,8 @@ def new_names(model: PreTrainedModel, modules: Iterable[str]) -> Dict[str, str]:
     """Return the names that modules have in this model, by the names that they had in transformers 4.
 
     transformers 5 has renamed modules of models with images (``language_model.model.layers`` of Gemma 3 is now
-    ``model.language_model.layers``), and renames the tensors in their files. This renames those of adapters alike. PEFT
-    does so only for some of these models, and not for ``modules_to_save``.
+    ``model.language_model.layers``), and renames the tensors of their files when it reads them. This function gives the
+    new names for adapters. PEFT renames adapters only for some of these models, and never ``modules_to_save``.
 
     Returns:
         The new name of each module that has one.
@@ -163,7 +164,7 @@ def misfit(key: str, folder: Path, name: str, found: Optional[Shape], expected: 
 
 
 def _targets(model: PreTrainedModel, settings: Dict[str, Any]) -> List[str]:
-    """Return the layers that have an adapter by its settings, those of parts for images or sound left out."""
+    """Return the linear layers that an adapter's settings name, without layers in parts for images or sound."""
     other = {id(parameter) for part in other_parts(model).values() for parameter in part}
     kept = [f"{name}." for name in settings["modules_to_save"]]
     return [
@@ -197,7 +198,7 @@ def _sizes(model: PreTrainedModel, name: str) -> Shape:
 def fold_adapter(model: PreTrainedModel, folder: Path) -> None:
     """Add an adapter to the weights of a model: computed in fp32, rounded to the type of the weights once.
 
-    With ZeRO-3 every rank must call it. One layer at a time is then whole on a rank.
+    With ZeRO-3, every rank must call this function. It gathers one layer at a time.
 
     Raises:
         ConfigError: The adapter does not fit the model.

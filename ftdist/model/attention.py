@@ -18,7 +18,8 @@ Output = Tuple[torch.Tensor, None]
 DOCUMENTS, VARLEN = "ftdist_documents", "ftdist_varlen"
 """Names of this module's backends in transformers."""
 SHARED_KEYS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 12)
-"""Whether heads of queries can share keys and values in PyTorch's variable-length kernel. Older versions get copies."""
+"""Whether PyTorch's variable-length kernel supports grouped-query attention. Older versions get repeated keys and
+values."""
 
 
 def document_kwargs(cu_seqlens: torch.Tensor, max_seqlen: int, limits: List[int]) -> Dict[str, Any]:
@@ -27,7 +28,8 @@ def document_kwargs(cu_seqlens: torch.Tensor, max_seqlen: int, limits: List[int]
     Args:
         cu_seqlens: [n + 1] int32: document i consists of the tokens ``cu_seqlens[i]`` to ``cu_seqlens[i + 1] - 1``.
         max_seqlen: Length of the longest document.
-        limits: The same as ``cu_seqlens``, on the host. They go with the tensor, so that no layer waits for the device.
+        limits: The numbers of ``cu_seqlens`` as a list on the host. The list is stored on the tensor, so that no layer
+            has to copy the numbers from the device.
     """
     cu_seqlens.ftdist_documents = _Documents(limits)  # type: ignore[attr-defined]
     return {
@@ -39,7 +41,7 @@ def document_kwargs(cu_seqlens: torch.Tensor, max_seqlen: int, limits: List[int]
 
 
 class _Documents:
-    """What the layers need of the documents of a micro-batch, made once for all of them."""
+    """The limits of the documents of a micro-batch, and the attention masks that all layers share."""
 
     def __init__(self, limits: List[int]) -> None:
         self.limits = limits

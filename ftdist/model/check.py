@@ -143,8 +143,8 @@ def _check_layers_run(config: RunConfig, model: PreTrainedModel) -> None:
 
 
 def _check_quantized(config: RunConfig, arch: PretrainedConfig) -> None:
-    """Refuse a model whose files have quantized weights. transformers would compute with them, or fail after the launch
-    because a library or a tensor that they need is missing."""
+    """Refuse a model whose files have quantized weights. transformers would compute with these weights, or would fail
+    after the launch because a library or a tensor that they need is missing."""
     for part in (arch, arch.get_text_config()):
         how = getattr(part, "quantization_config", None)
         if how is not None:
@@ -155,8 +155,8 @@ def _check_quantized(config: RunConfig, arch: PretrainedConfig) -> None:
 
 
 def _check_generation(config: RunConfig) -> None:
-    """Refuse a generation config that transformers does not read. It would fail in the ranks, with the model, or be
-    replaced by another one without a message."""
+    """Refuse a generation config that transformers cannot read. Otherwise the ranks would fail when they load the
+    model, or transformers would silently use another generation config."""
     folder = model_folder(config)
     if folder is None or not (folder / GENERATION_CONFIG).is_file():
         return
@@ -195,8 +195,8 @@ def _check_window(config: RunConfig, arch: PretrainedConfig) -> None:
 def _check_text_only(config: RunConfig, arch: PretrainedConfig) -> None:
     """Refuse a model with images or sound that cannot be trained on text alone.
 
-    That is a model whose text goes into an encoder, or which computes nothing from text alone. The second is tried on
-    a stand-in.
+    That is a model whose text goes into an encoder, or a model that computes nothing from text alone. A stand-in (a
+    small model of the same architecture) shows whether the second is the case.
     """
     try:
         problem = "its text goes into an encoder" if arch.is_encoder_decoder else why_not_text_only(arch)

@@ -48,11 +48,11 @@ class Compiled:
         return f"compiled {counts.count(count, 'part')} of layers in {seconds:.1f} s" if count else ""
 
     def begin(self, *_: Any) -> None:
-        """PyTorch begins to compile a part of a layer."""
+        """Note that PyTorch begins to compile a part of a layer."""
         self._started = time.perf_counter()
 
     def end(self, about: Any) -> None:
-        """PyTorch ends it. Its backward pass may be compiled later, and belongs to the same part."""
+        """Note that PyTorch has compiled a part. Its backward pass may be compiled later, and is no part of its own."""
         self.count += about.callback_trigger.name == "DYNAMO"
         self.seconds += time.perf_counter() - self._started
 
@@ -69,7 +69,7 @@ def compile_layers(model: PreTrainedModel, sharded: bool = False) -> Compiled:
     """
     _require_compiler()
     if sharded and plan_of(model).layout is Layout.alone:
-        # DeepSpeed reduces the gradients of a module that is gathered as a whole after its first backward pass.
+        # If a module is gathered as a whole, DeepSpeed reduces its gradients after its first backward pass of a step.
         raise ConfigError("train.compile=layers, but documents of this model run in one forward pass each, and a layer "
                           "that ZeRO-3 gathers as a whole can run only once in a step",
                           "zero.stage up to 2, or layers that are not compiled", "train.compile=none")  # fmt: skip
@@ -89,7 +89,7 @@ def compile_layers(model: PreTrainedModel, sharded: bool = False) -> Compiled:
                           "a model with such layers", "train.compile=none")  # fmt: skip
     from torch._dynamo import callback, config
 
-    # Its loop over documents would be compiled for each number of documents.
+    # The loop over documents in this function would be compiled again for each number of documents.
     AttentionInterface.register(DOCUMENTS, torch.compiler.disable(documents_attention))
     config.recompile_limit = max(config.recompile_limit, RECOMPILE_LIMIT)
     callback.on_compile_start(compiled.begin)

@@ -49,9 +49,9 @@ class OddValue:
     value: Any
     expected: str
     certain: bool = True
-    """False: some models can have it."""
+    """False: some models can have this value."""
     word: str = ""
-    """It can only be the cause of an error with this word in its reason."""
+    """The value can be the cause only of an error whose reason contains this word."""
 
     def describe(self) -> str:
         return f"{self.name}={_shown(self.value)}"
@@ -61,7 +61,7 @@ def refuse_odd_values(config: RunConfig) -> None:
     """Refuse a config with a value that no model can have.
 
     Raises:
-        ConfigError: It has one. The message names the field.
+        ConfigError: The config has such a value. The message names the field.
     """
     for odd in odd_values(_given_fields(config)):
         if odd.certain:
@@ -131,8 +131,8 @@ def correction(config: RunConfig, odd: OddValue) -> str:
 
 
 def _given_fields(config: RunConfig) -> Dict[str, Any]:
-    """Return the fields that were given to transformers, before it has changed any. There are none if they cannot be
-    read."""
+    """Return the fields of the model's config as the user gave them, before transformers changes any. The result is
+    empty if they cannot be read."""
     if config.model.config:
         return config.model.config
     folder = model_folder(config)
@@ -143,7 +143,7 @@ def _given_fields(config: RunConfig) -> Dict[str, Any]:
 
 
 def odd_values(fields: Mapping[str, Any], model_type: Any = None, place: str = "") -> Iterator[OddValue]:
-    """Return the odd values in the fields of a config, those of its parts included.
+    """Return the odd values in the fields of a config and of its parts.
 
     Args:
         fields: Fields as config.json has them.
@@ -201,7 +201,7 @@ def _problem(name: str, value: Any, is_size: bool, default: Any, optional: bool)
 
 
 def _out_of_range(fields: Mapping[str, Any], place: str) -> Iterator[OddValue]:
-    """Return a padding token outside the vocabulary, and a number of experts for each token that is larger than all."""
+    """Return a padding token outside the vocabulary, and a number of experts per token above the number of experts."""
     rows = fields.get("vocab_size")
     for name, value in fields.items():
         if name == "pad_token_id" and isinstance(value, int) and isinstance(rows, int) and value >= rows:

@@ -35,8 +35,8 @@ VOCABULARY, FIRST_TOKEN = 300, 10
 """Number of tokens of a stand-in, and the first one that its documents use. Ids below it can have a meaning."""
 CHANGED = 3  # tokens at the end of a document are changed, to find out whether other tokens see them
 SMALL_GRADIENT = 1e-3
-"""The difference of a parameter's gradient is divided by the norm of this gradient, but at least by this share of the
-norm of the whole gradient."""
+"""The difference of a parameter's gradient is divided by the norm of this gradient. A norm smaller than this share
+of the norm of the whole gradient is replaced by the share."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Trial:
             like: Config of the real model, whose own code, if it has any, builds the stand-in.
 
         Raises:
-            Unfit: It cannot be built.
+            Unfit: The stand-in cannot be built.
         """
         self._device, self._one_document, self._training = device, one_document, True
         self._expected: Dict[torch.dtype, Tuple[float, Gradients]] = {}
@@ -106,8 +106,8 @@ class Trial:
             generates: Find out whether text can be generated with a cache. Otherwise none is used.
 
         Raises:
-            ConfigError: No plan is, tokens see later tokens, or transformers cannot compute in this type.
-            Unfit: Plain transformers cannot train the stand-in on documents of any length, or not twice alike.
+            ConfigError: No plan is exact, tokens see later tokens, or transformers cannot compute in this type.
+            Unfit: Plain transformers cannot train the stand-in, or gives other numbers each time.
         """
         self._settle()
         if dtype is not torch.float32:
@@ -202,10 +202,10 @@ class Trial:
         return self._expected[dtype]
 
     def _settle(self) -> None:
-        """Choose a mode in which the numbers repeat: that of training, or else that of evaluation.
+        """Choose a mode in which the numbers are the same each time: training mode, or else evaluation mode.
 
         Raises:
-            Unfit: There is none.
+            Unfit: There is no such mode, or plain transformers cannot train the stand-in.
         """
         try:
             if self._repeats():

@@ -20,8 +20,8 @@ any layer, as a multiple of the mean share."""
 CHOICES = ("top_k_index", "router_indices")
 """Names of the argument that holds the numbers of the chosen experts, in the expert modules of transformers."""
 NUMBERS = ("num_experts", "num_routed_experts")
-"""Names of the attribute with the number of experts of a module. A router of LongCat can also choose a number that is
-not below it. Such a number stands for no expert."""
+"""Names of the attribute with the number of experts of a module. A router of LongCat can also choose this number
+or a larger one, which stands for no expert."""
 ROUTERS = {"Llama4Router": 1, "JetMoeTopKGating": 4}
 """Routers whose experts do not get the numbers of the chosen experts: the class, and the position of the logits in the
 tuple that the router returns. These routers choose the experts with the highest logits."""
@@ -50,7 +50,7 @@ class ExpertLoad:
 
     @contextmanager
     def counting(self, real: torch.Tensor) -> Iterator[None]:
-        """Count the tokens of a forward pass inside a ``with`` block, if it is one with gradients.
+        """Count the tokens of a forward pass inside a ``with`` block, if the pass computes gradients.
 
         Args:
             real: [rows, length] bool: False for padding.
@@ -98,7 +98,7 @@ class ExpertLoad:
         if self._real is None:
             return
         chosen = chosen.reshape(-1, chosen.shape[-1])
-        if len(chosen) != len(self._real):  # a model that adds or leaves out tokens: the padding is not known
+        if len(chosen) != len(self._real):  # the model adds or removes tokens, so the padding is not known
             self._complete = False
             return
         counts = self._counts[layer] = self._counts[layer].to(chosen.device)

@@ -110,9 +110,9 @@ def _fewer_tokens(config: RunConfig) -> str:
 
 def _tried(config: RunConfig, key: Dict[str, Any], arch: PretrainedConfig, fields: Dict[str, Any],
            dtype: torch.dtype, tokens: int = VOCABULARY, multiple: int = 1) -> str:  # fmt: skip
-    """Return what ``try_export`` returns, or "" if nothing was wrong at an earlier start.
+    """Return the result of ``try_export``, or "" if the cache says that the trial has passed before.
 
-    A problem is not kept. It can be that of a machine: a full disk, too little memory.
+    A failure is not kept in the cache, because its cause can be the machine: a full disk, too little memory.
     """
     if runs_own_code(arch):  # the code may change, so nothing is kept
         return try_export(fields, dtype, tokens, multiple, arch)
@@ -190,7 +190,7 @@ def _disagree(model: Any, expected: torch.Tensor) -> bool:
             eager = build(copy.deepcopy(model.config), attn_implementation="eager")
         eager.float().load_state_dict(model.state_dict())
         found = _logits(eager.eval(), VOCABULARY)
-    except Exception:  # it has another attention only
+    except Exception:  # the model does not support eager attention
         return False
     return bool((found - expected).abs().max() > ROUNDING[torch.bfloat16] * expected.abs().max())
 

@@ -1,7 +1,7 @@
 """Check that all weights of a model are finite numbers.
 
-Logits do not show it. With NaN or infinity in one weight the logits of most tokens can be finite, and attention can
-turn NaN into zeros.
+Finite logits do not prove this. With NaN or infinity in one weight, the logits of most tokens can still be finite, and
+attention can turn NaN into zeros.
 """
 
 from typing import Any
@@ -38,7 +38,7 @@ def check_finite(model: Any, location: str) -> None:
 
 
 def _held(parameter: Any) -> torch.Tensor:
-    """Return what this rank holds of a parameter. The last part of a sharded one is padded with anything."""
+    """Return the part of a parameter that this rank holds, without the padding at the end of the last shard."""
     if not hasattr(parameter, "ds_tensor"):
         return parameter.detach()
     size = parameter.partition_numel()
@@ -47,5 +47,5 @@ def _held(parameter: Any) -> torch.Tensor:
 
 
 def _is_finite(part: torch.Tensor) -> bool:
-    """Return whether all numbers are finite. If their sum is, no memory for another tensor of this size is needed."""
+    """Return whether all numbers are finite. The sum is checked first: it needs no memory for a second tensor."""
     return bool(part.sum(dtype=torch.float32).isfinite()) or bool(part.isfinite().all())

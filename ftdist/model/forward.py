@@ -36,7 +36,7 @@ class Batch(Protocol):
 
 
 def set_plan(causal_lm: torch.nn.Module, plan: AttentionPlan) -> None:
-    """Note on a model how documents run through it. Its attention implementation must be that of the plan."""
+    """Store a plan on a model. The model must already have the attention implementation of the plan."""
     if not hasattr(causal_lm, "ftdist_plan"):
         forget_lengths(causal_lm)
     causal_lm.ftdist_plan = plan  # type: ignore[assignment]
@@ -68,7 +68,8 @@ def plan_of(model: Any) -> AttentionPlan:
 
 
 def expert_load(model: Any) -> ExpertLoad:
-    """Return the counts of the tokens of each expert of a model or an engine. It is false without such experts."""
+    """Return the counts of the tokens of each expert of a model or an engine. The result is false if the model has no
+    such experts."""
     load: ExpertLoad = without_engine(model).ftdist_expert_load
     return load
 
@@ -111,8 +112,8 @@ def forward(
 ) -> torch.Tensor:
     """Run the model, and return what ``read`` reads at some positions.
 
-    The plan of the model (``plan_of``) says how the documents are arranged. If the model supports ``logits_to_keep``,
-    its head is not computed at other positions where the documents are in one row.
+    The plan of the model (``plan_of``) says how the documents are arranged. If they are in one row and the model
+    supports ``logits_to_keep``, the head is computed at these positions only.
 
     Args:
         model: The model, or an engine.
@@ -195,7 +196,7 @@ def _documents_of(batch: Batch, positions: torch.Tensor) -> torch.Tensor:
 
 
 def _documents_to_run(batch: Batch, positions: torch.Tensor, routers: Optional[RouterLogits]) -> torch.Tensor:
-    """Return the numbers of the documents that must run, in ascending order: for routers, all of them."""
+    """Return the numbers of the documents that must run, in ascending order: all, if ``routers`` collects logits."""
     if routers:
         positions = _real(batch)[0].nonzero()[:, 0]
     return _documents_of(batch, positions).unique()
@@ -224,9 +225,9 @@ def _alone(
 ) -> torch.Tensor:
     """Run one forward pass for each document that ``positions`` are in.
 
-    With ZeRO-3 each forward pass gathers parameters, so all ranks must run the same number. They agree on it before the
-    first one, because collectives must come in the same order on all ranks. A rank with fewer documents repeats its
-    last one, and the result is multiplied by 0.
+    With ZeRO-3 each forward pass gathers parameters, so all ranks must run the same number of passes. They agree on
+    this number before the first pass, because collectives must come in the same order on all ranks. A rank with fewer
+    documents repeats its last one, and the result is multiplied by 0.
     """
     documents, limits = _documents_of(batch, positions), batch.limits
     parts: List[torch.Tensor] = []

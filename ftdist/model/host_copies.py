@@ -1,8 +1,8 @@
-"""Activations that wait in host memory for the backward pass.
+"""Keep activations in host memory until the backward pass needs them.
 
 On CUDA they are copied in a stream of their own, so that the device goes on computing: what a layer keeps is copied to
 pinned memory while the next layer runs. The backward pass needs the layers in the opposite order. While it computes one
-layer, what the layer before it has kept comes back, so that two layers at most are on the device.
+layer, the tensors of the layer before it are copied back. So the device holds the tensors of two layers at most.
 """
 
 import weakref
@@ -17,7 +17,7 @@ class _Copy:
     def __init__(self, host: torch.Tensor, device: torch.device, layer: int) -> None:
         self.host, self.device, self.layer = host, device, layer
         self.back: Optional[torch.Tensor] = None
-        """On the device again, as soon as ``arrived`` is reached."""
+        """The copy on the device. It is complete when the event ``arrived`` is reached."""
         self.arrived: Optional[torch.cuda.Event] = None
         self.taken = False
 
@@ -31,7 +31,7 @@ class HostCopies:
         self._stream: Optional[torch.cuda.Stream] = None
 
     def begin_layer(self) -> None:
-        """Say that the tensors that follow belong to the next layer."""
+        """Begin the next layer: the tensors that ``pack`` gets from now on belong to it."""
         while self._layers and not any(copy() for copy in self._layers[-1]):
             self._layers.pop()
         self._layers.append([])

@@ -2,8 +2,8 @@
 
 Liger's own functions patch a model. They replace the forward pass of its norms and MLPs. Rotary embeddings are a
 function of the Python module of the model class, which all models of this class in the process share, so Liger replaces
-the function there. Here the Python module gets its own functions back at once, and only the attention of this model
-calls Liger's. So the plain reference in the same process stays plain transformers.
+the function there. Here the original functions are put back at once, and only the attention modules of this model
+call Liger's function. So a reference model in the same process still runs plain transformers.
 
 Before training, the kernels are compared with plain transformers on a stand-in (``ftdist.model.exactness``).
 """
@@ -98,7 +98,7 @@ def prove_kernels(
         one_document: A micro-batch never contains more than one document.
 
     Raises:
-        ConfigError: They cannot be used here, or they give other numbers.
+        ConfigError: The kernels cannot be used here, or they give other numbers.
     """
     if config.model.kernels is Kernels.none:
         return None

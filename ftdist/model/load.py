@@ -177,7 +177,7 @@ def identity_of_base(config: RunConfig, first: bool = False) -> str:
 
 
 def _drawn_vectors(arch: PretrainedConfig, seed: int) -> Dict[str, torch.Tensor]:
-    """Return ``drawn_vectors``. No parameter is sharded meanwhile."""
+    """Return the result of ``drawn_vectors``. Meanwhile transformers builds models without sharding."""
     from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
     unset_hf_deepspeed_config()

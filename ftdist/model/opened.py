@@ -30,7 +30,7 @@ def open_exported(folder: Path, trust_remote_code: bool = False, base: Optional[
         base: The base model of an adapter. None: it is loaded from the location in the adapter's config.
 
     Raises:
-        ConfigError: The adapter does not say where its base is, or it is no longer there.
+        ConfigError: The adapter does not say where its base model is, or the base model is no longer there.
     """
     if not (folder / ADAPTER_CONFIG).is_file():
         return _load(str(folder), "auto", None, trust_remote_code)

@@ -114,8 +114,9 @@ def layers_used_elsewhere(model: Any) -> Dict[str, str]:
     """Return the names of the linear layers whose weights are used outside of them, with the reason.
 
     The code of Mamba layers and of LongCat's routers multiplies with some weights itself, or gives them to a kernel.
-    RWKV divides some in evaluation. This would ignore what an adapter adds to the output of the layer, and fail with
-    packed weights. In Zamba, several layers share a weight, so that the sum with one adapter could not be merged.
+    RWKV divides some weights in evaluation mode. Such code would ignore what an adapter adds to the output of the
+    layer, and would fail with packed weights. In Zamba, several layers share a weight, so that the adapter of one
+    layer could not be merged into it.
     """
     owners = Counter(id(weight) for _, weight in model.named_parameters(remove_duplicate=False))
     found: Dict[str, str] = {}
@@ -156,8 +157,8 @@ def describe_other_parts(model: Any) -> List[str]:
 
 @contextmanager
 def unread_weights() -> Iterator[List[str]]:
-    """Collect the names of the weights in a model's files that ``from_pretrained`` does not read inside a ``with``
-    block.
+    """Inside a ``with`` block, collect the names of the weights in a model's files that ``from_pretrained`` does not
+    read.
 
     transformers knows some of them (layers that predict several tokens at once), and then does not report them.
     """

@@ -34,7 +34,8 @@ OWN_CODE = "several documents in a row: Python code of the model builds its laye
 ANY_LENGTH = 10**9
 """A number of tokens that is larger than every limit in the config of a model."""
 Fields = Tuple[Dict[str, Any], Dict[str, Any]]
-"""The config of a stand-in, and that of one for documents with the answers that the run samples."""
+"""Configs of two stand-ins: one for the documents of the run, and one for documents with the answers that the run
+samples."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def _choose_or_fall_back(config: RunConfig, arch: PretrainedConfig, wanted: _Wan
         real = own_sizes(arch)
         if real is not None:
             choice = _choose_on_model(config, arch, real, wanted)
-        elif not error.built:  # nothing is known against the model
+        elif not error.built:  # that the stand-in cannot be built says nothing about the model
             plan = replace(PLAIN, layout=Layout.padded) if auto else wanted.plans[0]
             choice = Choice(replace(plan, cached=False), unproven=f"the small stand-in that ftdist makes of the model "
                             f"{error.reason}, so the numbers were not compared with plain transformers")  # fmt: skip
@@ -119,9 +120,9 @@ def _choose_or_fall_back(config: RunConfig, arch: PretrainedConfig, wanted: _Wan
 
 
 def standin_fields(config: RunConfig, arch: PretrainedConfig) -> Fields:
-    """Return the config of a stand-in of a model, and that of one for documents with the answers that the run samples.
+    """Return the configs of two stand-ins of a model (see ``Fields``).
 
-    A document with its answer can exceed a limit in the config of the model that no document reaches.
+    A document with its answer can exceed a limit of the model, for instance a sliding window, that no document reaches.
 
     Raises:
         Unfit: The config of the model has fields that cannot be reduced.

@@ -21,7 +21,8 @@ from ftdist.plan.memory import NF4_BLOCK
 QUANTIZATION: Dict[str, Any] = {"type": "nf4", "double": True, "block": NF4_BLOCK}
 """What checkpoints and exports record of the quantization."""
 MULTIPLE = 8
-"""bitsandbytes packs the numbers of a matrix into elements of 2 or 4 bytes. It cuts off a part of an element."""
+"""bitsandbytes packs the numbers of a matrix into elements of 2 or 4 bytes. Numbers that do not fill
+the last element would be lost."""
 
 
 def import_bitsandbytes(wanted: str = "method=qlora", instead: str = "method=lora") -> Any:
@@ -29,7 +30,7 @@ def import_bitsandbytes(wanted: str = "method=qlora", instead: str = "method=lor
 
     Args:
         wanted: The setting that needs it, for the message.
-        instead: A setting that does not.
+        instead: A setting that works without it, for the message.
 
     Raises:
         ConfigError: It is not installed, or cannot be loaded.
@@ -53,7 +54,7 @@ def quantized_layers(model: PreTrainedModel, kept: Collection[str]) -> List[str]
     those whose weights are used elsewhere.
 
     Args:
-        kept: Modules that are trained whole, and stay as they are with all that is in them.
+        kept: Modules that are trained whole. They and all their submodules are not quantized.
     """
     tied = {id(owner.weight) for owner in (model.get_input_embeddings(), model.get_output_embeddings()) if owner}
     left = tied | {id(parameter) for part in other_parts(model).values() for parameter in part}
@@ -91,7 +92,7 @@ def quantize(model: PreTrainedModel, names: Collection[str], dtype: torch.dtype)
         new.train(old.training)
         owner, _, last = name.rpartition(".")
         setattr(model.get_submodule(owner), last, new)
-    model.is_loaded_in_4bit = True  # PEFT looks for it
+    model.is_loaded_in_4bit = True  # PEFT reads this attribute
 
 
 @cache

@@ -39,7 +39,7 @@ def draw_weights(model: PreTrainedModel, seed: int, vectors: Dict[str, torch.Ten
 def drawn_vectors(arch: PretrainedConfig, seed: int) -> Dict[str, torch.Tensor]:
     """Return those vectors of a random model whose values transformers draws, by name, in fp32.
 
-    transformers must not shard models meanwhile.
+    Before the call, sharding by transformers must be off (``ftdist.model.load.build_whole``).
     """
     with torch.device("meta"), torch.random.fork_rng([]):
         model = auto_class(arch).from_config(copy.deepcopy(arch), dtype=torch.float32)

@@ -85,7 +85,7 @@ def _keep_attention(copies: Optional[HostCopies]) -> Tuple[AbstractContextManage
 
 
 class _BesideCompiled(TorchDispatchMode):
-    """A mode in which PyTorch compiles layers (``ftdist.model.compiled``). By default it compiles none inside one."""
+    """A dispatch mode that lets PyTorch compile layers inside it (``ftdist.model.compiled``). Other modes do not."""
 
     @classmethod
     def ignore_compile_internals(cls) -> bool:
@@ -129,8 +129,8 @@ class _Replay(_BesideCompiled):
 def is_kept(func: Any, args: Sequence[Any], kwargs: Dict[str, Any]) -> bool:
     """Return whether the outputs of an operator are kept.
 
-    Those of attention with dropout are not. If it did not run again, it would draw no random numbers, and everything
-    after it in the layer would draw other ones than in the forward.
+    The outputs of attention with dropout are not kept. The recomputation must run such attention again, so that later
+    operators of the layer draw the same random numbers as in the forward pass.
     """
     schema = func._schema
     if schema.name not in ATTENTION:

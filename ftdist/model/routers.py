@@ -37,8 +37,8 @@ class RouterLogits:
 def without_balance_loss(causal_lm: Any) -> Iterator[None]:
     """Keep transformers from computing its balance loss with the logits of the routers inside a ``with`` block.
 
-    It is the loss of one forward pass, which nothing uses. gpt_oss fails in it if masks are given for each kind of
-    layer.
+    Nothing uses this loss, which is that of one forward pass. The code of gpt_oss that computes it fails if masks are
+    given for each kind of layer.
     """
     inner = causal_lm.get_base_model() if hasattr(causal_lm, "get_base_model") else causal_lm  # without PEFT's wrapper
     code, name = sys.modules[type(inner).__module__], "load_balancing_loss_func"

@@ -43,7 +43,7 @@ def save_model(
             USE_SAME_VERSIONS,
         )
     generation = (out / GENERATION_CONFIG).read_bytes()
-    model.generation_config = GenerationConfig()  # transformers would refuse to write some that it has read
+    model.generation_config = GenerationConfig()  # transformers refuses to write some that it has read
     model.config.use_cache = True
     model.save_pretrained(out, max_shard_size=SHARD_SIZE)
     (out / GENERATION_CONFIG).write_bytes(generation)
@@ -54,8 +54,8 @@ def save_model(
 
 
 def _add_tied_names(model: torch.nn.Module, weights: Dict[str, torch.Tensor]) -> None:
-    """Add the other names of tied parameters. ``weights`` has the first one, but transformers ties the others to one of
-    its own choice."""
+    """Add the other names of tied parameters. ``weights`` has only the first name of each, but transformers may keep
+    another name."""
     names: Dict[int, List[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)

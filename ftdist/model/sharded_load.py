@@ -12,7 +12,7 @@ from ftdist.model.vocabulary import gathered, whole_shape
 
 
 class _WholeShapes:
-    """Answers for a model with sharded parameters what shape each parameter has as a whole."""
+    """Stands for a model with sharded parameters, and returns each parameter with its whole shape."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
@@ -47,8 +47,8 @@ def whole_shapes() -> Iterator[None]:
 def whole_values() -> Iterator[None]:
     """Let transformers compare whole parameters inside a ``with`` block.
 
-    If the files of a model have both of two weights that its config ties, transformers ties them only if they are
-    equal. With ZeRO-3 both parameters are empty at that point, and would be tied in any case."""
+    The config of a model can tie two weights although its files hold both. transformers then ties them only if they
+    are equal. With ZeRO-3 both parameters are empty at that point, and would be tied in any case."""
     compare = modeling_utils._tied_params_are_equal
 
     def compare_whole(first: Any, second: Any) -> bool:

@@ -45,7 +45,7 @@ FAMILIES = (("smollm3", "smollm3"), ("smollm", "llama"), ("tinyllama", "llama"),
 
 
 class Unfit(Exception):
-    """A stand-in is of no use: it cannot be built or trained. This can be the fault of its sizes alone.
+    """A stand-in is of no use: it cannot be built or trained. The cause can be its sizes, and not the architecture.
 
     Args:
         reason: What is wrong with it, as the end of a sentence.
@@ -206,7 +206,7 @@ def fits_in_memory(parameters: int, ranks: int, memory: int, optimizer: Optimize
     """Whether a real model can be verified on this machine, using half of the memory.
 
     In the worst case, each rank holds all weights, gradients, master weights and optimizer states, all in fp32. The
-    reference needs the same once more.
+    reference run needs the same amount again.
 
     Args:
         parameters: Number of parameters.

@@ -146,7 +146,7 @@ def _at_most(value: Any, size: int) -> Any:
 
 
 def _fit_heads(fields: Dict[str, Any], names: Mapping[str, str]) -> None:
-    """If the size of a head is a share of the hidden size that is no even number, change the hidden size."""
+    """Change the hidden size if the size of a head follows from it (hidden size / heads) and is not an even number."""
     heads = fields.get(names.get("num_attention_heads", "num_attention_heads"))
     hidden = fields.get(names.get("hidden_size", "hidden_size"))
     given = fields.get(names.get("head_dim", "head_dim"))
@@ -182,7 +182,7 @@ def _is_whole_head(fields: Mapping[str, Any]) -> bool:
 
 
 def _fit_experts(fields: Dict[str, Any], real: Mapping[str, Any], names: Mapping[str, str]) -> None:
-    """Keep the choice of groups of experts a choice, with at least two experts in a group."""
+    """If tokens use only some of the groups of experts, give the stand-in two groups, of which tokens use one."""
     if (real.get("topk_group") or 0) < (real.get("n_group") or 0):
         fields.update(n_group=2, topk_group=1)
     elif isinstance(real.get("n_group"), int):

@@ -81,8 +81,8 @@ def _prove_weights_fit(config: RunConfig, model: PreTrainedModel, stored: Dict[s
 
 @contextmanager
 def _tied_weights_are_equal() -> Iterator[None]:
-    """Let transformers take two weights that the config ties, and of which the files have both, for equal inside a
-    ``with`` block. Without numbers they cannot be compared. The ranks compare them."""
+    """Inside a ``with`` block, let transformers treat two weights as equal if the config ties them and the files hold
+    both. They cannot be compared without their numbers; the ranks compare them later."""
     compare = modeling_utils._tied_params_are_equal
     modeling_utils._tied_params_are_equal = lambda first, second: True
     try:
@@ -111,7 +111,7 @@ def check_loaded(config: RunConfig, model: PreTrainedModel, report: Dict[str, An
 
 
 def size_mismatch(error: Exception) -> str | None:
-    """Return the line of an error of transformers that names a weight of another shape. None: it is another error."""
+    """Return the line of an error of transformers that names a weight with a wrong shape; None for other errors."""
     return next((line.strip()[:200] for line in str(error).splitlines() if "size mismatch" in line), None)
 
 
@@ -142,7 +142,7 @@ def _check_tied(config: RunConfig, model: PreTrainedModel) -> None:
 
 
 def _missing(config: RunConfig, names: List[str], unread: Sequence[str]) -> ConfigError:
-    """Return the error for weights that transformers did not find, which can be its own fault."""
+    """Return the error for weights that transformers did not find. With ZeRO-3, transformers can be the cause."""
     folder, some = Path(model_location(config)), ", ".join(names[:3])
     files: Set[str] = set()
     for file in folder.glob("*.safetensors"):
