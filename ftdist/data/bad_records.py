@@ -99,7 +99,7 @@ class BadRecordList:
     def check(self, source: str, num_read: int, finished: bool) -> None:
         """Check that no more than ``data.max_bad_share`` of the records of a source are bad.
 
-        One bad record is always allowed, unless there is no other.
+        One bad record is always allowed, unless the source has no other record.
 
         Args:
             source: The source's key in the config.
@@ -107,8 +107,8 @@ class BadRecordList:
             finished: Whether all of them were read. Before that, only a source whose records are all bad is refused.
 
         Raises:
-            DataError: More records are bad. The message has the number by reason, and the first error of the most
-                frequent reason.
+            DataError: More records than that are bad. The message has the number by reason, and the first error of the
+                most frequent reason.
         """
         reasons = self._reasons.get(source)
         num_bad = sum(reasons.values()) if reasons else 0

@@ -52,7 +52,7 @@ def stop_inside(what: str, stop: str) -> DataError:
 def changed_content(
     messages: List[Message], alignment: Alignment, text: str, values: Dict[FieldKey, str]
 ) -> Optional[int]:
-    """Return the number of the first message other than an answer whose content the text does not show, or None.
+    """Return the number of the first message whose content the text does not show, answers excepted, or None.
 
     White space at the ends and switches of the reasoning (``/no_think``) may be missing. The text may be escaped as in
     JSON or Python.

@@ -38,7 +38,7 @@ class ChatText:
     spans: List[Span]
     """Characters that are trained."""
     planned: DocumentPlan
-    """The plan of the document. Its spans and ``spans`` belong together, in the same order."""
+    """The plan of the document. ``spans[i]`` belongs to the span with index i of the plan."""
 
 
 @dataclass
@@ -91,7 +91,8 @@ class ChatRenderer:
         return text, form, (THINKING_NOT_TRAINED,) if is_lost else ()
 
     def prompt(self, document: Document, number: int, form: Form) -> Tuple[str, List[Message], Dict[str, Any]]:
-        """Return with what a chat program asks for an answer: the template, the messages, the template's arguments."""
+        """Return what a chat program needs to ask for an answer: the template, the messages, and the arguments of the
+        template."""
         template = self._template(document)
         return template.text, apply(form, document.messages[:number]), template.kwargs
 
@@ -130,8 +131,9 @@ class ChatRenderer:
     ) -> List[ChatText]:
         """Make the documents of a conversation whose texts may change how its template renders it.
 
-        First, the template sees the questions and system messages as they are. Then it also sees earlier answers so.
-        Where such an answer ends could not be found, so each of them that is trained gets a document of its own.
+        First, the template gets the questions and system messages as they are, without sentinels. If this fails, it
+        gets the earlier answers as they are, too. The end of such an answer cannot be found in the text, so each of
+        them that is trained gets a document of its own.
         """
         exact = self._exact(messages[:-1], template)
         closed = frozenset(
@@ -169,7 +171,7 @@ class ChatRenderer:
         Args:
             messages: The messages.
             template: The chat template.
-            answers: Whether answers are among them.
+            answers: Whether answers are checked too.
         """
         texts = [(number, one["content"]) for number, one in enumerate(messages)
                  if answers or one["role"] != "assistant"]  # fmt: skip

@@ -16,7 +16,7 @@ Message = Dict[str, Any]
 REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning", "tool_plan", "parts", "content")
 IDS = ("own", "short", "named")
 THINK = "<think>\n{}\n</think>\n\n"
-"""Reasoning inside the content, as models write it whose template has no field for it."""
+"""Reasoning inside the content, for templates that have no field for it."""
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ def make_plan(
 
     Raises:
         TemplateProblem: The template cannot render the conversation in any form.
-        CannotExpress: It can, but does not show all of it.
+        CannotExpress: The template can render it, but does not show all of it.
     """
     problems: List[Exception] = []
     for fill in (False, True) if thinking.is_closed(template.text) else (False,):
@@ -166,8 +166,8 @@ class _Planner:
     def _end(self, text: str, last: int, number: int) -> Tuple[int, str, bool]:
         """Return where an answer ends, the stop if it has to be added, and whether the template writes a stop at all.
 
-        If the template writes no stop after a call, only the end of the call or the beginning of the next message, the
-        stop of other answers is used, if they have one.
+        A template may write no stop after a call, but only the end of the call or the beginning of the next message.
+        Then the stop of other answers is used, if they have one.
         """
         is_call, openers = bool(self.messages[number].get("tool_calls")), self._openers()
         after = self._after(number) or ""
@@ -231,7 +231,7 @@ class _Planner:
             return None
 
     def _after(self, number: int) -> Optional[str]:
-        """Return what the template writes after an answer if another message follows, or None if it cannot."""
+        """Return what the template writes after an answer if another message follows; None if it cannot render this."""
         calls = self.given[number].get("tool_calls")
         following: Message = {"role": "user", "content": "next"}
         if calls:
@@ -290,7 +290,7 @@ class _Planner:
         if hidden:
             start = [] if opened else [Piece("text", text=f"{thinking.TAG}\n")]
             pieces += [*start, Piece("field", key=(number, "reasoning"))]
-        elif thinking.is_closed(rest):  # the prompt has the end of the thinking, and so has the template's text
+        elif thinking.is_closed(rest):  # the prompt and the template's text both hold the end of the thinking
             begin += thinking.empty_length(text[begin:first])
         if (hidden or (opened and not has_reasoning)) and not thinking.is_closed(text[begin:first]):
             pieces.append(Piece("text", text=thinking.closing(opened or thinking.TAG, prompt)))

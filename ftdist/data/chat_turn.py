@@ -99,7 +99,7 @@ def check_shown(
             Kimi's templates do.
 
     Returns:
-        Whether the reasoning of the answer is not in the text, but can follow the prompt.
+        True if the text does not show the reasoning of the answer, but the reasoning can follow the prompt.
 
     Raises:
         CannotExpress: A field is missing, or it is shown twice.
@@ -179,7 +179,7 @@ UNIT = re.compile(r"</?[^<>\s]+>|\[/?[^\[\]\s]+\]|\w+|\S")
 
 
 def common_header(prompt: str, lead: str) -> Tuple[int, int]:
-    """Return the lengths of what a generation prompt and the text before an answer have in common at their beginning.
+    """Return the length of the common beginning of a generation prompt and the text before an answer, in each of them.
 
     White space and capital letters may differ. A tag or a word is never cut, so ``<think>`` and ``</think>`` have
     nothing in common.

@@ -14,7 +14,7 @@ DOUBLE_QUOTES = "write a quotation mark in a field twice, and put the field in q
 UNEXPECTED_END = "unexpected end"
 """Part of what the csv module says about a quotation mark that is not closed."""
 OLD_LINE_ENDS = "new-line character seen in unquoted field"
-"""What it says about a file in which lines end in carriage returns."""
+"""Part of what the csv module says about a file in which lines end in carriage returns."""
 SEVERAL_ROWS = "several rows in one field"
 MIN_ROWS = 3
 """Number of lines of a field that must look like rows before the field is refused. Two can look so by chance."""
@@ -23,7 +23,7 @@ THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 
 
 def read_csv(file: Path, where: str, split: str) -> Iterator[LocatedRecord]:
-    """Read rows under a header. The separator is a comma, or a semicolon or tab if only that is in the header.
+    """Read rows under a header. The separator is the first of comma, semicolon and tab that the header contains.
 
     Raises:
         DataError: The header cannot be read, or the file cannot be decompressed.

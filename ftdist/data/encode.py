@@ -74,8 +74,8 @@ class Encoded:
     """[documents] int32: id of the stop token at the end of the trained tokens, or -1 if there is none."""
     counts: Dict[str, int] = field(default_factory=dict)
     """Numbers by outcome: ``read`` records; ``truncated``, ``split`` and ``dropped: <reason>`` documents; chats that
-    became several documents (``split chats``), their documents (``documents of split chats``) and tokens of these other
-    than the last (``tokens of split chats``); records by ``note: <text>``."""
+    became several documents (``split chats``), these documents (``documents of split chats``), and the tokens of all of
+    them but the last one (``tokens of split chats``); records by ``note: <text>``."""
     prompts: List[HashedPrompt] = field(default_factory=list)
     """Prompts made from the held-out documents with the smallest hashes."""
     bad: List[BadRecord] = field(default_factory=list)

@@ -71,7 +71,7 @@ class MicroBatch:
     cu_seqlens: torch.Tensor
     """[n + 1] int32: segment i consists of the tokens ``cu_seqlens[i]`` to ``cu_seqlens[i + 1] - 1``."""
     limits: List[int]
-    """The same as ``cu_seqlens``, on the host."""
+    """The numbers of ``cu_seqlens`` as a list on the host."""
     max_seqlen: int
     """Length of the longest segment, in tokens."""
     num_trained: int

@@ -144,7 +144,7 @@ def check_media(where: str, fields: Dict[str, Any]) -> None:
     """Check that a record or a message has no image, video or sound beside its text.
 
     Raises:
-        DataError: It has one. A model that is trained on the text alone learns to answer about what it has not seen.
+        DataError: It has one. Trained on the text alone, a model would learn to answer about what it has not seen.
     """
     for name in MEDIA.intersection(fields):
         if fields[name]:
@@ -153,7 +153,7 @@ def check_media(where: str, fields: Dict[str, Any]) -> None:
 
 
 def _check_result(where: str, found: Dict[str, Any], fields: Dict[str, Any]) -> None:
-    """Check that what a function returned is not in a field with an unknown name."""
+    """Check that the result of a function is not in a field with an unknown name."""
     known = (*ROLE_FIELDS, *MARK_FIELDS, "name", "tool_call_id", "id", "type")
     others = [name for name, value in fields.items() if name not in known and value != ""]
     if others and not any(name in found for name in CONTENT_FIELDS):

@@ -39,7 +39,7 @@ class Rendered:
     answers: Tuple[int, ...] = ()
     """Numbers of the messages that are trained, in a chat whose answers are trained."""
     planned: Optional[DocumentPlan] = None
-    """The plan of the document, in such a chat."""
+    """The plan of the document, in a chat whose answers are trained."""
     whole: Optional[Form] = None
     """The form in which the template got the messages, in a chat in which everything is trained."""
     roles: Tuple[RoleSpan, ...] = ()

@@ -1,8 +1,8 @@
 """The roles of the parts of documents, so that the losses of tokens can be added up by role.
 
-An answer begins and ends where its trained characters do. In it, the reasoning ends with the text of the reasoning, and
-calls of tools begin after the content. What a template writes before a part belongs to this part, and the stop to the
-last one.
+An answer begins with its first trained character and ends with the last one. Inside an answer, the reasoning ends with
+its text, and tool calls begin after the content. The template's text before a part belongs to this part. The stop token
+belongs to the last part.
 """
 
 from dataclasses import replace
@@ -23,8 +23,8 @@ UNKNOWN, TEXT, PROMPT, COMPLETION, _, _, _, ASSISTANT, REASONING, CALL = range(l
 def with_roles(document: Document, rendered: Rendered, renderer: Renderer) -> Rendered:
     """Return a document with the roles of its characters.
 
-    If everything in a chat is trained, they are known if the template shows all contents as they are, and no answer
-    differently when more messages follow.
+    In a chat in which everything is trained, the roles are known only if the template shows all contents as they are,
+    and shows no answer differently when more messages follow.
     """
     if not document.messages:
         cut = rendered.text.find(document.prompt) + len(document.prompt) if document.prompt else 0
@@ -66,7 +66,8 @@ def _answer(message: Message, text: str, start: int, end: int) -> Iterator[RoleS
 
 
 def _answers_of_whole(document: Document, rendered: Rendered, renderer: Renderer) -> Dict[int, Span]:
-    """Return the answers of a chat in which everything is trained; empty if the template shows them otherwise alone."""
+    """Return the answers of a chat in which everything is trained. The result is empty if the template shows them
+    differently when only the answers are trained."""
     try:
         made = render(document, replace(renderer, train_on=TrainOn.assistant))
     except DataError:

@@ -1,8 +1,9 @@
 """Tokenize rendered documents and mark the trained tokens.
 
 A token is trained if it overlaps a trained span. So the mask never depends on token ids (the padding token can be the
-same as the stop token). A text is tokenized in one step, with one exception: no token has the end of a prompt and the
-beginning of an answer. At inference the prompt is tokenized alone, so the model would never see such a token.
+same as the stop token). A text is tokenized in one step, with one exception: it is cut where a token would hold both
+the end of a prompt and the beginning of an answer. At inference the prompt is tokenized alone, so the model would never
+see such a token.
 """
 
 from dataclasses import dataclass

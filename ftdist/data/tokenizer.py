@@ -91,7 +91,7 @@ def bytes_tokenizer() -> Any:
         tokenizer_object=backend,
         eos_token="<|im_end|>",
         pad_token="<|pad|>",
-        # Every byte is known. But some model types (Qwen2) read it as a class of theirs, which would add its unk_token.
+        # No byte is unknown. But some model types (Qwen2) load the files with their own class, which adds an unk_token.
         unk_token="<|pad|>",
         additional_special_tokens=["<|im_start|>"],
     )

@@ -128,7 +128,7 @@ def is_json(value: Any) -> bool:
 
 
 def tools_of_message(where: str, message: Any) -> Optional[List[Any]]:
-    """Return the tools that a message has beside its content, or None. Names of tools alone are no tools."""
+    """Return the tools that a message has beside its content, or None. A list of names alone does not count."""
     if not isinstance(message, dict) or TOOL_FIELDS.isdisjoint(message):
         return None
     tools = read_tools(where, message) or []

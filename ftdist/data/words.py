@@ -35,10 +35,10 @@ class TokenWord(NamedTuple):
 
 
 def kept_limits(dataset: PreparedSet) -> np.ndarray:
-    """Return the limits of the documents whose token losses are kept, if the rows' documents are laid end to end.
+    """Return where the documents whose token losses are kept begin and end, counted in tokens over the rows.
 
     Returns:
-        [documents + 1] int64, from 0. Document i of the rows has the tokens from the i-th number to the next one.
+        [documents + 1] int64, from 0. Document i of the rows has the tokens ``limits[i]`` to ``limits[i + 1] - 1``.
     """
     limits = np.concatenate([[0], np.cumsum(dataset.document_lengths().astype(np.int64))])
     kept: np.ndarray = limits[: np.searchsorted(limits, KEPT_TOKENS, side="right")]
@@ -71,7 +71,7 @@ def token_words(tokenizer: Any, documents: Iterable[np.ndarray]) -> Iterator[Lis
 
 
 class _Piece(NamedTuple):
-    """A token, or some tokens that have a character only together."""
+    """A token, or several tokens that form one character only together."""
 
     text: str
     tokens: int
