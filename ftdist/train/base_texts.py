@@ -109,7 +109,7 @@ def rows_of(tokens: np.ndarray, drawn: np.ndarray, offsets: np.ndarray, max_seq_
 
 
 def prompts_of(tokenizer: Any, data: DataConfig, count: int, longest: int) -> List[List[int]]:
-    """Return the prompts of ``count`` texts. Every second one is the first token of a text alone.
+    """Return the prompts of ``count`` texts. Every second prompt is only the token with which texts begin.
 
     Args:
         longest: Maximum number of tokens of a prompt. Longer ones are left out.
@@ -132,10 +132,11 @@ def draw_texts(
     engine: ForwardEngine, prompts: Sequence[Sequence[int]], limits: Sequence[int], stop_ids: Sequence[int],
     vocab_size: int, device: torch.device, stopped: Callable[[int], bool] = lambda column: False, seed: int = 0,
 ) -> Optional[List[List[int]]]:  # fmt: skip
-    """Let the model continue each prompt. Every rank must make the same call; what rank 0 draws counts.
+    """Let the model continue each prompt. Every rank must make the same call, and uses the tokens that rank 0 draws.
 
-    All texts are one batch. While others already draw, the tokens of longer prompts are given. No random state of
-    PyTorch is used: text i gets its random numbers from ``seed`` and i.
+    All texts are one batch. While the model already continues short prompts, the other texts get the next token of
+    their prompt in place of a drawn one. No random state of PyTorch is used: text i gets its random numbers from
+    ``seed`` and i.
 
     Args:
         limits: Maximum number of drawn tokens of each text. A text also ends with a token of ``stop_ids``.

@@ -112,14 +112,14 @@ def generate_answer(
 def next_tokens(
     engine: ForwardEngine, ids: torch.Tensor, vocab_size: int, choose: Callable[[torch.Tensor], torch.Tensor]
 ) -> Iterator[torch.Tensor]:
-    """Continue several texts of the same length by one token after another, without an end. Yields each column.
+    """Continue several texts of the same length token by token. Yields the next tokens [texts], and never ends.
 
     Every rank must make the same calls, see ``generate_answer``. The engine must be in evaluation mode.
 
     Args:
         ids: [texts, length].
         vocab_size: Number of rows of the embedding that are real tokens. Other ids are never generated.
-        choose: Returns the next tokens [texts] for the logits [texts, vocab_size]. What rank 0 chooses counts.
+        choose: Returns the next tokens [texts] for the logits [texts, vocab_size]. All ranks use those of rank 0.
     """
     from transformers import DynamicCache
 

@@ -1,8 +1,8 @@
 """Forgetting: how far the model has moved from the base model on texts that the base model wrote itself.
 
 It is the divergence KL(base ‖ now) per token. The texts are drawn from the base model, so the sum of
-log p_base - log p_now over the tokens of a text is an unbiased estimate of the divergence of texts. Per token it is the
-ratio of the sums over all texts.
+log p_base - log p_now over the tokens of a text is an unbiased estimate of the divergence of texts. The divergence per
+token is the sum of these differences over all texts, divided by the number of their tokens.
 """
 
 import math
@@ -41,7 +41,7 @@ def divergence(before: np.ndarray, now: np.ndarray, tokens: np.ndarray) -> Diver
 
     Args:
         before: [texts] losses of the base model in nats, as sums over the tokens of each text.
-        now: The same of the model.
+        now: [texts] losses of the present model on the same texts.
         tokens: [texts] numbers of drawn tokens.
     """
     ratios, count, total = now - before, len(tokens), float(tokens.sum())
@@ -70,7 +70,7 @@ class Forgetting:
         """Return the metrics of forgetting. Every rank must call it. Before the first step, it draws the texts.
 
         Args:
-            say: Shows how far it is.
+            say: Shows the progress.
 
         Returns:
             Empty if forgetting is not measured. None if the run was asked to stop.
@@ -90,8 +90,8 @@ class Forgetting:
             self._texts = self._draw(say)
             if self._texts is not None:
                 took = format_seconds(time.monotonic() - begun)
-                training.progress.note(f"the base model wrote the {len(self._texts.losses)} texts on which forgetting "
-                                       f"is measured in {took} (report.forgetting.texts=0: not at all)")  # fmt: skip
+                training.progress.note(f"in {took}, the base model wrote the {len(self._texts.losses)} texts on which "
+                                       "forgetting is measured (report.forgetting.texts=0 turns this off)")  # fmt: skip
         now = self._losses(self._texts, say) if self._texts else None
         if self._texts is None or now is None:
             return None

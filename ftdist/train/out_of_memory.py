@@ -49,7 +49,7 @@ class Account:
     """The part that DeepSpeed has for communication: its buffers, and weights that are gathered."""
 
     def with_exchange(self, size: int) -> "Account":
-        """Return the account with the bytes of communication apart."""
+        """Return the account with the bytes of communication as an item of their own."""
         return replace(self, exchange=min(self.activations - self.scores, size))
 
     def __str__(self) -> str:

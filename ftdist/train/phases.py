@@ -32,7 +32,7 @@ class PhaseClock:
 
         Args:
             name: The phase. Its times in a step are added up.
-            on_host: The device has nothing to do with it.
+            on_host: The phase runs on the host only, so it is not measured on the device.
         """
         if self._cuda and not on_host:
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

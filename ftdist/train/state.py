@@ -51,7 +51,7 @@ class TrainState:
     since_best: int = 0
     """Number of evaluations since then."""
     stop_reason: str = ""
-    """Why the run ends before its last step (``train.stop_when``). Empty: it goes on."""
+    """Why the run ends before its last step (``train.stop_when``). Empty: the run goes on."""
     bad_in_a_row: int = 0
     """Number of bad steps since the last good one. The update of a bad step is left out."""
     skipped: List[List[int]] = field(default_factory=list)
