@@ -1,4 +1,4 @@
-"""Exports for programs that read the files of transformers 4: fields of version 5 are also in their old place.
+"""Exports for programs that read the files of transformers 4: moved settings are also written to their old fields.
 
 transformers 5 keeps all settings of rotary embeddings in ``rope_parameters``. transformers 4, and programs that read
 ``config.json`` themselves or with version 4 (vLLM before 0.24, the converter of llama.cpp), look for ``rope_theta`` and
@@ -29,14 +29,14 @@ READ_BY_4 = (
     "seed_oss", "smollm3", "stablelm", "starcoder2", "trocr", "vaultgemma", "whisper", "xglm", "xlm", "xlm-roberta",
     "xlm-roberta-xl", "xlnet", "xmod",
 )  # fmt: skip
-"""Types of models whose exports also have the same logits in transformers 4.57, up to 2e-4. The others do not exist
-there, fail there, or give other logits (Apertus, Mamba 2, ModernBERT). Measured with tiny models in fp32, see
+"""Types of models whose exports also have the same logits in transformers 4.57, up to 2e-4. Other types do not
+exist in 4.57, fail there, or give other logits (Apertus, Mamba 2, ModernBERT). Measured with tiny models in fp32, see
 ``tests/packaging/test_transformers_4.py``."""
 LOCAL, GLOBAL = "sliding_attention", "full_attention"
 OLD_LAYERS = {"linear_attention": "mamba", GLOBAL: "attention"}
 """Names of the kinds of layers in the old Granite hybrids. Version 5 reads these too."""
 GENERIC = "PreTrainedTokenizerFast"
-"""The tokenizer class that uses ``tokenizer.json`` unchanged in both versions. The tokenizer classes of the models do
+"""The tokenizer class that uses ``tokenizer.json`` unchanged in both versions. The tokenizer classes of models do
 not: version 5 rebuilds parts of the tokenizer from other settings, and version 4 has other defaults for these settings
 or lacks the class."""
 NEEDED_NAMES = ("GPT2Tokenizer",)

@@ -44,8 +44,9 @@ def export_checkpoint(checkpoint: Path, out: Path, config: RunConfig, merged: bo
     one is complete.
 
     Args:
-        merged: Fold the adapters of ``method=lora`` into the base model. Otherwise an adapter is written, unless its
-            base is not stored anywhere, because the run has added ``model.adapter`` to it.
+        merged: Fold the adapters of ``method=lora`` into the base model. Otherwise an adapter is written, with one
+            exception: if the run has added ``model.adapter`` to its base model, the sum is stored nowhere, and a whole
+            model is written.
 
     Returns:
         What was measured, for the user; an empty text if there is nothing to say.
@@ -109,7 +110,8 @@ def check_trained(checkpoint: Path, config: RunConfig) -> None:
 
     Raises:
         AccessError: This user may not read it.
-        CheckpointError: A file is damaged, or it holds only a part of the parameters and belongs to another base.
+        CheckpointError: A file is damaged, or the checkpoint holds only a part of the parameters and was trained on
+            another base model.
     """
     require_readable_folder(checkpoint)
     problem = verify_checkpoint(checkpoint)
@@ -127,7 +129,7 @@ def check_base_of_export(folder: Path) -> None:
     from.
 
     Raises:
-        CheckpointError: It has other weights.
+        CheckpointError: The base model has other weights.
     """
     mark, run = folder / EXPORT_MARK, RunDir(folder.parent)
     if mark.is_file() and run.config.is_file():

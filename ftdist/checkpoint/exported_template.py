@@ -34,10 +34,10 @@ def save_tokenizer(tokenizer: Any, folder: str | Path) -> None:
 
 
 def write_defaults(folder: Path, config: RunConfig) -> None:
-    """Write what the chat templates of an export had in training at their beginning.
+    """Add lines to the beginning of the chat templates of an export that set what the templates had in training.
 
-    These are ``data.chat_template_kwargs``, as default values: an argument that a program passes still has precedence.
-    In a template that asks for today's date, it is also ``data.chat_template_date``.
+    The lines set ``data.chat_template_kwargs`` as default values: an argument that a program passes has precedence. In
+    a template that asks for today's date, they also set ``data.chat_template_date``.
     """
     lines = "".join(
         f"{{%- set {name} = {name} if {name} is defined else {value!r} %}}\n"
@@ -52,7 +52,7 @@ def write_defaults(folder: Path, config: RunConfig) -> None:
 
 
 def _asks_for_date(template: str) -> bool:
-    """Whether a template asks for today's date. An exported template is pinned already."""
+    """Whether a template asks for today's date. A template from an export of ftdist has a fixed date already."""
     return DATE_FUNCTION in template and f"macro {DATE_FUNCTION}" not in template
 
 

@@ -1,7 +1,8 @@
 """Compare a GGUF file with the model that it was written from.
 
 The file is read with transformers' own reader, which shares no code with the writer: settings, token ids and logits.
-It does not read all families: their tensors are read with the package ``gguf`` and put into the model.
+The reader does not know all families. The tensors of the others are read with the package ``gguf`` and put into the
+model.
 """
 
 from pathlib import Path

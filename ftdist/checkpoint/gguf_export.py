@@ -158,9 +158,9 @@ def _stop_ids(folder: Path, tokenizer: Any) -> List[int]:
 
 
 def _card(card: str, lines: List[str]) -> str:
-    """Return the model card with one row for each line that was measured, and with library and readers of GGUF files.
+    """Return the model card with one row for each measured line, and with the library and readers of GGUF files.
 
-    The card says already what was measured of merged adapters.
+    The card already has the measurements of merged adapters.
     """
     rows = "".join(f"| GGUF | {line} |\n" for line in lines)
     card = re.sub(r"\| made to be read by \|.*", "| made to be read by | llama.cpp and Ollama |", card, count=1)

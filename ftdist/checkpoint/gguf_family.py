@@ -1,7 +1,8 @@
 """The model families that can be written as GGUF, and their settings under llama.cpp's keys.
 
-What is written is what the code of llama.cpp reads (``src/models/*.cpp``, ``src/llama-vocab.cpp``). It has constants
-for some settings, for instance which layers of Gemma have a window. A model with another value is refused.
+A file holds the settings that the code of llama.cpp reads (``src/models/*.cpp``, ``src/llama-vocab.cpp``). This code
+has constants for other settings, for instance which layers of Gemma have a window. A model with another value is
+refused.
 """
 
 from dataclasses import dataclass
@@ -27,7 +28,8 @@ class Family:
     arch: str
     """Its name in llama.cpp."""
     permuted: bool = False
-    """Rows of q and k are in the order of llama.cpp's own rotary embedding, which turns neighbors and not halves."""
+    """The rows of q and k are reordered: llama.cpp's rotary embedding rotates neighboring rows as pairs, and that of
+    transformers pairs a row of the first half with a row of the second half."""
     norm_shift: float = 0.0
     """Added to the weights of norms: Gemma computes with 1 + weight, llama.cpp with the weight."""
     full_every: int = 0
@@ -56,7 +58,7 @@ def family_of(arch: PretrainedConfig, llama_cpp: str) -> Family:
         llama_cpp: The commands with which llama.cpp converts the export.
 
     Raises:
-        ConfigError: The family is not known here, or the model has a setting that a GGUF file cannot say.
+        ConfigError: The family is not known here, or the model has a setting that a GGUF file cannot express.
     """
     text = arch.get_text_config()
     known = arch is text or arch.model_type == "gemma3"
@@ -89,7 +91,7 @@ def _not_expressible(text: Any, family: Family) -> str:
     if family.full_every:
         full = ["sliding_attention" if (n + 1) % family.full_every else "full_attention" for n in layers]
         if list(text.layer_types) != full:
-            return f"the layers without a window are not each {family.full_every}th one"
+            return f"it is not every {family.full_every}th layer that has no window"
         hidden = text.hidden_size // text.num_attention_heads
         scalar = hidden if text.num_hidden_layers == LARGEST[text.model_type] else text.head_dim
         if text.query_pre_attn_scalar != scalar:
@@ -99,12 +101,12 @@ def _not_expressible(text: Any, family: Family) -> str:
         if local != LOCAL_THETA or text.final_logit_softcapping or text.attn_logit_softcapping:
             return "Gemma 3 has another local rotary embedding, or limits its logits"
     if text.model_type == "smollm3" and list(text.no_rope_layers) != [int((n + 1) % 4 != 0) for n in layers]:
-        return "the layers without a rotary embedding are not each 4th one"
+        return "it is not every 4th layer that has no rotary embedding"
     return ""
 
 
 def rope_of(text: Any) -> Dict[str, Any]:
-    """Return the settings of the rotary embedding; where kinds of layers have their own, those of full attention."""
+    """Return the settings of the rotary embedding. If layers have different ones, return those of full attention."""
     rope = dict(text.rope_parameters or {})
     return dict(rope.get("full_attention", rope))
 
@@ -158,7 +160,7 @@ READ_FIELDS = {
 
 
 def rope_factors(text: Any) -> Optional[torch.Tensor]:
-    """Return by what llama.cpp divides the frequencies of Llama 3's rotary embedding, [head size / 2]."""
+    """Return the numbers by which llama.cpp divides the frequencies of Llama 3's rotary embedding, [head size / 2]."""
     if rope_of(text).get("rope_type") != "llama3":
         return None
     size = head_size(text)
@@ -197,7 +199,7 @@ def to_llama_cpp(place: str, tensor: torch.Tensor, family: Family, heads: Tuple[
 
     Args:
         place: Name in the file.
-        heads: Number of heads, and of those of keys.
+        heads: Number of query heads, and of key-value heads.
     """
     tensor = tensor.float()
     if place.endswith("norm.weight"):

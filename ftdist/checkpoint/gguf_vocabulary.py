@@ -43,9 +43,9 @@ class Vocabulary:
     tokens: List[str]
     types: List[int]
     merges: List[str]
-    """Of byte-level BPE, best first."""
+    """Merges of byte-level BPE, in the order in which they apply."""
     scores: List[float]
-    """Of SentencePiece: pieces with higher scores are made first."""
+    """Scores of SentencePiece. Pieces with higher scores are made first."""
     add_space_prefix: Optional[bool]
 
 
@@ -78,8 +78,8 @@ def read_vocabulary(tokenizer: Any, size: int, llama_cpp: str) -> Vocabulary:
 def _has_space_prefix(tokenizer: Any) -> bool:
     """Return whether llama.cpp must put a space before text.
 
-    It does so at the start and after every special token, or nowhere. Newer tokenizers do it at the start only: then a
-    chat that begins with a special token has none.
+    llama.cpp puts spaces at the start of a text and after every special token, or nowhere. Newer tokenizers put one at
+    the start only, so a chat that begins with a special token has none.
     """
     chats = rendered_chats(tokenizer)
     first = next((token for token in tokenizer.get_added_vocab() if chats and chats[0].startswith(token)), "")
@@ -134,7 +134,7 @@ def splitters() -> Dict[str, Any]:
 def _split_name(backend: Any, llama_cpp: str) -> str:
     """Return the name of the way in which a byte-level tokenizer splits text.
 
-    It is the one that makes the same parts of the probe text. If none does, the one that makes the same tokens of it.
+    It is the way that splits the probe text into the same parts. If there is none, it is one with the same tokens.
     """
     from tokenizers import Tokenizer
 

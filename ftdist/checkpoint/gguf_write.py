@@ -14,7 +14,7 @@ QUANTIZATION_VERSION = 2
 
 
 def heads_of(text: Any) -> Any:
-    """Return the number of heads, and of those of keys."""
+    """Return the number of query heads, and of key-value heads."""
     return text.num_attention_heads, text.num_key_value_heads
 
 
@@ -99,8 +99,8 @@ def _add_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:
 def special_tokens(tokenizer: Any, stops: List[int]) -> Dict[str, Any]:
     """Return what a file says of special tokens, by llama.cpp's keys without ``tokenizer.`` before them.
 
-    A chat template is the text that was trained. Where the tokenizer adds a BOS token to plain text, llama.cpp may do
-    so only if the template begins with one (it then takes away the template's).
+    The chat template writes the text that was trained. If the tokenizer adds a BOS token to plain text, llama.cpp may
+    do so only if the template begins with a BOS token, too. llama.cpp then removes the one of the template.
 
     Args:
         stops: Ids of the tokens that end an answer. llama.cpp has one EOS and one end of a turn.

@@ -1,7 +1,8 @@
-"""The Modelfile with which Ollama takes a GGUF file: the chat template in Ollama's language, and the stop texts.
+"""The Modelfile with which Ollama loads a GGUF file: the chat template in Ollama's language, and the stop texts.
 
 Ollama does not run Jinja templates. It replaces those that it knows, and ignores others without a message. The template
-is found by rendering chats: what stands before a message depends on its role and that of the message before.
+is derived from rendered chats. The text before a message may depend only on its role and on the role of the message
+before it.
 Sources: https://github.com/ollama/ollama/blob/main/docs/modelfile.md and template.md beside it.
 """
 

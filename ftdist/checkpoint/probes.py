@@ -1,6 +1,6 @@
 """Texts and chats with which a saved tokenizer is compared with the one that the run trained with.
 
-``save_pretrained`` of transformers writes a tokenizer anew, and what it writes is not always read as the same one.
+``save_pretrained`` of transformers writes new files for a tokenizer, and they do not always give the same tokenizer.
 """
 
 import tempfile
@@ -18,7 +18,7 @@ TEXT = (
     " 日本語テキスト 한국어 العربية हिन्दी ไทย 🙂👍🏽 → ≤ ½ ²³ № … — “quotes” don’t\u00a0no-break"
     "   \n\n\n\tdef f(x):\n\t\treturn x**2  # done   "
 )
-"""A text with what tokenizers treat differently: digits, cases, contractions, white space, scripts, code."""
+"""A text with all that tokenizers treat in different ways: digits, cases, contractions, white space, scripts, code."""
 SYSTEM, USER, ASSISTANT = "system", "user", "assistant"
 CONTENTS = {SYSTEM: "Be brief.", USER: "How are you?", ASSISTANT: "Fine, 42 thanks."}
 CHATS: Tuple[Tuple[str, ...], ...] = (
@@ -43,7 +43,7 @@ def texts_of(tokenizer: Any) -> List[str]:
 def rendered_chats(tokenizer: Any, **options: Any) -> List[str]:
     """Return the text of each chat, with the prompt for an answer after a user's message, and of one with a tool.
 
-    A chat that the template refuses gives the type of its error. There are none if the tokenizer has no template.
+    For a chat that the template refuses, the result has the type of the error. Without a template it is empty.
 
     Args:
         options: Arguments of the chat template.
@@ -102,7 +102,7 @@ def check_saved(files: Dict[str, bytes], tokenizer: Any, config: RunConfig) -> N
         files: The small files of a checkpoint, from ``hf_files``.
 
     Raises:
-        CheckpointError: transformers reads another one from them.
+        CheckpointError: transformers reads another tokenizer from these files.
     """
     if config.model.trust_remote_code:  # its own code may not be among the files
         return

@@ -116,7 +116,7 @@ def save_checkpoint(run: RunDir, contents: Contents, together: RankAgreement, ke
         keep: Number of the newest checkpoints to keep, see ``prune``.
 
     Returns:
-        Why the checkpoint could not be written or why older ones could not be deleted. "" if everything succeeded.
+        Why the checkpoint could not be written, and why older ones could not be deleted. "" stands for no problem.
     """
     problem = write_checkpoint(run, contents, together)
     if not problem and together.rank == 0:

@@ -80,7 +80,7 @@ class Saver:
         self.published: Optional[Tuple[int, float]] = None
         """Step and time (seconds since 1970) of the newest checkpoint that this process has published."""
         self.longest_save_s = 0.0
-        """Longest time from the begin of a save until the checkpoint was complete."""
+        """Longest time from the beginning of a save until the checkpoint was complete."""
         self.background = config.train.async_checkpoint and self._has_memory()
 
     def _has_memory(self) -> bool:
