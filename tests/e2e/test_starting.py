@@ -43,8 +43,8 @@ LINES = [
     rf"estimate: 6 steps need {NUMBER} operations\. At the rate measured for matrix products \({NUMBER} a second on 2 "
     rf"devices\) they take [\d:]+, or {NUMBER} device-hours\. Real steps take this time divided by their MFU",
     r"step \d: training waited [\d.]+ s for the checkpoint",
-    r"the base model wrote the \d+ texts on which forgetting is measured in [\d.]+ s "
-    r"\(report\.forgetting\.texts=0: not at all\)",
+    r"in [\d.]+ s, the base model wrote the \d+ texts on which forgetting is measured "
+    r"\(report\.forgetting\.texts=0 turns this off\)",
     r"step \d: held-out loss [\d.]+; loss on general text [\d.]+; KL\(base ‖ now\) -?[\d.]+ ± [\d.]+",
     rf"step \d/6  loss {NUMBER}  {NUMBER} tok/s  {NUMBER} GiB  lr {NUMBER}  norm {NUMBER}  ([\d:]+|\?) left",
     r"held-out loss +before +after +change +perplexity",

@@ -191,7 +191,7 @@ def test_a_resumed_run_measures_on_the_texts_that_the_base_model_wrote(mesh: Mes
     first = Forgetting(training)
     assert first.measure(lambda label: None) == {KL: 0.0, KL_ERROR: 0.0}
     (said,) = notes
-    assert said.startswith("the base model wrote the 4 texts") and "report.forgetting.texts=0" in said
+    assert "the base model wrote the 4 texts" in said and "report.forgetting.texts=0" in said
     with torch.no_grad():
         model.lm_head.weight.mul_(1.5)
     training.state.step = 5
