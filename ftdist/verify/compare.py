@@ -19,9 +19,9 @@ from ftdist.verify.reference import Document, Reference, Rows, mean_loss
 from ftdist.verify.reference_optimizer import PlainOptimizer
 
 SMALL_GRADIENT = {Precision.fp32: 1e-3, Precision.bf16: 1e-1}
-"""The difference of a parameter's gradient is divided by the norm of this gradient, but at least by this share of the
-norm of the whole gradient. A smaller gradient may consist of rounding only: that of the bias of keys, for instance, is
-exactly zero.
+"""The difference of a parameter's gradient is divided by the norm of this gradient. A norm smaller than this share of
+the norm of the whole gradient is replaced by the share, because such a gradient may consist of rounding only. The exact
+gradient of the bias of keys, for instance, is zero.
 In bf16 the gradient of every bias is a small sum of many terms that cancel each other, and each term is rounded to 8
 bits."""
 FP32_ROUNDING = 2.0**-23
@@ -213,8 +213,8 @@ def worst_gradient(found: Tensors, expected: Tensors, small: float) -> Tuple[flo
 def _update_deviation(
     weights: List[Tensors], gradients: List[Tensors], optim: Any, lrs: List[float], outer: FrozenSet[str]
 ) -> float:
-    """Compare the updates with those of the reference's optimizer, given the engine's own gradients. Weights that are
-    not among them must not change.
+    """Compare the updates with those of the reference's optimizer, given the engine's own gradients. Weights without a
+    gradient must not change.
 
     More than one update is compared, because the first one does not depend on the states. The weights are fp32. A
     difference of one rounding for each step is allowed: it can be a large share of an update that is small compared

@@ -86,8 +86,8 @@ def _one_line(error: FtdistError) -> str:
 def run_number_checks(config: RunConfig, folder: Path, ranks: Ranks, quick: bool) -> None:
     """Run the checks of numbers and write their results to ``folder``. Every rank must call it.
 
-    An error that would stop the run before its first step, on all ranks, fails the check that comes next. The checks
-    after it are not run.
+    An error that would stop the run on all ranks before its first step makes the next check fail. The checks after that
+    one are not run.
     """
 
     def report(check: checks.Check) -> None:

@@ -20,7 +20,7 @@ def apply_plainly(model: Any, method: Any) -> torch.nn.Module:
 
     Args:
         method: The section ``method`` of the config.
-        model: What is frozen in it stays frozen.
+        model: The model. Its frozen parameters stay frozen.
 
     Raises:
         FtdistError: The method has no reference.
@@ -105,8 +105,8 @@ def _lora(model: Any, method: Any) -> torch.nn.Module:
 
 
 def _readable(model: Any, names: List[str]) -> List[str]:
-    """Return the layers whose adapters PEFT reads again: not those with the names that experts had in transformers 4,
-    nor those that it renames like tensors in the files of the model."""
+    """Return the layers whose adapters PEFT can read again. It cannot read those with the names that experts had in
+    transformers 4, nor those that it renames like tensors in the files of the model."""
     from peft import LoraConfig
     from peft.utils import transformers_weight_conversion as peft_names
 
@@ -119,8 +119,8 @@ def _readable(model: Any, names: List[str]) -> List[str]:
 
 
 def used_elsewhere(model: Any) -> List[str]:
-    """Return the layers whose weights are used outside of them, by Mamba, LongCat and RWKV, or by other layers. They
-    have no adapter and 16 bits."""
+    """Return the layers whose weights are also used outside of them: by code of Mamba, LongCat and RWKV, or by other
+    layers. Such layers get no adapter and are not quantized."""
     weights = [id(weight) for _, weight in model.named_parameters(remove_duplicate=False)]
     found = []
     for owner, module in model.named_modules():

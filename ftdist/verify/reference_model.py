@@ -91,8 +91,8 @@ def changed_weights(opened: torch.nn.Module, weights: Dict[str, torch.Tensor]) -
     """Return the names of the weights of an opened export that are not those of the run, apart from rounding to their
     type.
 
-    PEFT keeps a trained copy beside each module of ``modules_to_save``, and does not use the original. Of tied modules
-    it keeps two copies, where the run has one parameter under one of their names.
+    PEFT keeps a trained copy beside each module of ``modules_to_save``, and does not use the original. For two tied
+    modules it keeps two copies, while the run has one parameter with the name of one of the modules.
 
     Args:
         weights: The run's weights, by name.

@@ -157,7 +157,7 @@ def _content(message: Message) -> str:
 
 
 def check_prompts(renderer: Renderer, samples: List[Sample]) -> Check:
-    """Check that a chat program gives the model the same tokens before an answer as training."""
+    """Check that the tokens before an answer are the same in a chat program as in training."""
     tokenizer = renderer.tokenizer
     chats = [sample for sample in samples if sample.answers and sample.answers[-1]]
     if not chats:

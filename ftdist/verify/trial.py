@@ -168,7 +168,8 @@ def use_generated_chats(steps: RunConfig, trial: Trial) -> None:
 
 
 def _architecture(config: RunConfig, trial: Trial, missing: Optional[ConfigError]) -> Tuple[Any, bool]:
-    """Return the model config, and whether it is the real one. Otherwise it is the default of the class in the name."""
+    """Return the model config, and whether it is the real one. If not, it is the default config of the class that the
+    name of the model suggests."""
     if missing is None:
         arch = model_config(config)
         trial.vocab_rows = arch.get_text_config().vocab_size
@@ -229,7 +230,8 @@ def _use_standin(steps: RunConfig, arch: Any, trial: Trial, scratch: Path) -> No
 
 
 def _shard_small_parameters(zero: ZeroConfig) -> None:
-    """With ZeRO-3, shard all parameters. DeepSpeed would leave small ones whole on every rank: all of a stand-in."""
+    """With ZeRO-3, shard all parameters. DeepSpeed keeps small ones whole on every rank, and those of a stand-in are
+    all small."""
     if ModelState.parameters.is_sharded(zero.stage):
         given = {**zero.deepspeed.get("zero_optimization", {})}
         given.pop("param_persistence_threshold", None)
