@@ -25,9 +25,9 @@ class Change:
     gained: int
     """Number of questions that the first model answers wrongly and the second one rightly."""
     lost: int
-    """The opposite."""
+    """Number of questions that the first model answers rightly and the second one wrongly."""
     p: float
-    """McNemar's exact test."""
+    """The p-value of McNemar's exact test."""
 
 
 def accuracy(right: Sequence[bool]) -> Accuracy:

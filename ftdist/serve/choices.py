@@ -49,10 +49,11 @@ class ChoiceTask:
 def choice_set(
     questions: Sequence[Question], tokenizer: Any, max_seq_len: int, packing: bool, limit: Optional[int]
 ) -> PreparedSet:
-    """Return a set with one document for each choice, in the order of the questions. The choice is what is trained.
+    """Return a set with one document for each choice, in the order of the questions. The tokens of the choice have
+    labels.
 
-    The document is the question, a space, and the choice; without the space if the question ends with white space or
-    the choice begins with it. White space at the end of the question belongs to the choice, because most tokenizers
+    The document is the question, a space, and the choice. There is no added space if the question ends with white space
+    or the choice begins with it. White space at the end of the question belongs to the choice, because most tokenizers
     join it with the word after it. A text begins with the BOS token if the tokenizer begins texts with one.
 
     Args:

@@ -1,7 +1,8 @@
 """Tasks of lm-eval (the extra ``tasks``): a local YAML file says what is asked, and which answers are right.
 
 lm-eval builds the requests and computes the measures, on rank 0. The log-probabilities come from ftdist's evaluation,
-as those of every held-out set do. So a task runs twice: first its requests are collected, then they are answered.
+in the same way as the losses of held-out sets. So a task runs twice: first its requests are collected, then they are
+answered.
 """
 
 import hashlib
@@ -101,7 +102,7 @@ def request_scores(data: PreparedSet, measured: DocumentLosses) -> Scores:
 
 
 def harness_answers(task: HarnessTask, scores: Scores) -> Dict[str, List[bool]]:
-    """Return for each measure of the task that is right or wrong, and each question, whether it is right.
+    """Return whether each answer is right, for each measure of the task that is 0 or 1 for a question.
 
     Raises:
         DataError: The task has no such measure.
@@ -122,8 +123,8 @@ def _run(file: str, known: Optional[Dict[Request, Tuple[float, bool]]], requests
     """Let lm-eval evaluate a model, and return its samples.
 
     Args:
-        known: The answers. None: every answer is 0, and the requests are collected.
-        requests: Gets the requests.
+        known: The answers to the requests. None: the requests are collected, and every answer is 0.
+        requests: The requests are added to this dict.
     """
     try:
         from lm_eval import simple_evaluate

@@ -127,14 +127,15 @@ def _problem(record: Any) -> Optional[Tuple[str, str]]:
 
 
 def docstring_questions(usable: Sequence[Docstring], trained: Sequence[Docstring]) -> List[Question]:
-    """Return questions which docstring belongs to a function: its first paragraph, among those of other functions.
+    """Return questions that ask which docstring belongs to a function. The choices are the first paragraphs of its own
+    docstring and of others.
 
     The other choices are from the same package if it has enough. A paragraph that a trained docstring contains is not
     used, neither as the right choice nor as another one. The same docstrings always give the same questions.
 
     Args:
         usable: Docstrings that were not trained.
-        trained: Docstrings that were.
+        trained: Docstrings that were trained.
 
     Raises:
         DataError: Fewer than ``CHOICES`` are left.
@@ -180,8 +181,9 @@ def _plain(text: str) -> str:
 def split_docstrings(run: RunDir, config: RunConfig) -> Tuple[List[Docstring], List[Docstring]]:
     """Return the docstrings of the standard library that a run does not train, and those that it trains.
 
-    Trained are those in the rows that the run reads until its last step, whatever step the checkpoint has. So all
-    checkpoints of a run get the same questions. A run whose data has no source ``builtin=stdlib_docs`` trains none.
+    A docstring counts as trained if it is in a row that the run reads until its last step, whatever step the checkpoint
+    has. So all checkpoints of a run get the same questions. A run whose data has no source ``builtin=stdlib_docs``
+    trains none.
 
     Raises:
         ConfigError: The run was trained on the docstrings of another version of Python, or they cannot be recognized.
