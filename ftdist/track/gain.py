@@ -1,8 +1,8 @@
 """Gain: how far the loss of each held-out document has fallen, with intervals over documents.
 
 Every evaluation writes the losses and metrics of all held-out documents to
-``RUN_DIR/evaluations/step-NNNNNNNN.npz``. A bootstrap draws the documents of a set again and again: their number and
-their differences decide how well the loss is known.
+``RUN_DIR/evaluations/step-NNNNNNNN.npz``. A bootstrap draws samples of the documents of a set. The intervals
+show how well the loss is known, which depends on the number of documents and their differences.
 """
 
 import zipfile
@@ -216,8 +216,8 @@ def forgets_too_much(
 ) -> Optional[str]:
     """Return a warning if forgetting has outrun gain, else None.
 
-    It has if KL(base ‖ now) minus two standard errors is larger than the fall of the loss over all held-out sets. Both
-    are in nats per token: the model has then lost more on the texts of the base model than it has gained.
+    This is the case if KL(base ‖ now) minus two standard errors is larger than the fall of the loss over all held-out
+    sets. Both are in nats per token: the model has then lost more on the texts of the base model than it has gained.
 
     Args:
         gain: From ``gain_of``.

@@ -33,8 +33,8 @@ TRUNCATION_MARK = "…"
 """Ends an answer that was cut off because it reached its maximum number of tokens."""
 
 FORGETTING_TIME = "perf/forgetting_seconds"
-"""The metric of an evaluation that has the time in which forgetting was measured: on the texts of the base model, which
-it wrote in the first one, and on general texts."""
+"""The metric with the time that an evaluation took to measure forgetting: on general texts and on the texts of the base
+model. In the first evaluation it includes the time in which the base model wrote its texts."""
 
 WANDB_MAGIC = b":W&B"
 RECORD_HEADER = struct.Struct("<3xIHB")
@@ -267,7 +267,7 @@ def perplexity(loss: float) -> str:
 
 
 def _print_text(console: Console, label: str, text: str, style: str) -> None:
-    """Print a label and a text beside it, whose lines are all indented. ``text`` is not interpreted as markup."""
+    """Print a label, and beside it a text with all lines indented. ``text`` is not interpreted as markup."""
     text = text.strip() or "(nothing)"
     if len(text) > SHOWN_CHARACTERS:
         text = text[:SHOWN_CHARACTERS].rstrip() + " …"

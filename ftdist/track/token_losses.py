@@ -15,7 +15,7 @@ from ftdist.run.rundir import RunDir
 
 
 def write_token_losses(run: RunDir, step: int, sets: Mapping[str, np.ndarray]) -> None:
-    """Keep the losses of the tokens of each held-out set, and remove those of the evaluations between.
+    """Keep the losses of the tokens of each held-out set. Only those of the first and of this evaluation are kept.
 
     Raises:
         OSError: They cannot be written.
