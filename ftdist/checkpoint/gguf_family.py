@@ -91,7 +91,7 @@ def _not_expressible(text: Any, family: Family) -> str:
     if family.full_every:
         full = ["sliding_attention" if (n + 1) % family.full_every else "full_attention" for n in layers]
         if list(text.layer_types) != full:
-            return f"it is not every {family.full_every}th layer that has no window"
+            return f"the layers without a window are not every {family.full_every}th layer"
         hidden = text.hidden_size // text.num_attention_heads
         scalar = hidden if text.num_hidden_layers == LARGEST[text.model_type] else text.head_dim
         if text.query_pre_attn_scalar != scalar:
@@ -101,7 +101,7 @@ def _not_expressible(text: Any, family: Family) -> str:
         if local != LOCAL_THETA or text.final_logit_softcapping or text.attn_logit_softcapping:
             return "Gemma 3 has another local rotary embedding, or limits its logits"
     if text.model_type == "smollm3" and list(text.no_rope_layers) != [int((n + 1) % 4 != 0) for n in layers]:
-        return "it is not every 4th layer that has no rotary embedding"
+        return "the layers without a rotary embedding are not every 4th layer"
     return ""
 
 
