@@ -8,6 +8,7 @@ alone.
 
 import copy
 import math
+import re
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from transformers import PretrainedConfig
 
+from ftdist.base.counts import count
 from ftdist.base.errors import ConfigError
 from ftdist.config.schema import Attention
 from ftdist.model.attention import DOCUMENTS
@@ -114,7 +116,7 @@ class Trial:
             try:
                 self._plain(dtype)
             except Exception as error:
-                raise wrong_precision(self._arch.model_type, dtype, reason_of(error)) from error
+                raise _wrong_precision(self._arch.model_type, dtype, reason_of(error), self._kept(dtype)) from error
         if self._looks_ahead():
             where, fix = "", "use another model"
             if getattr(self._arch, "attention_type", "") == "block_sparse":
@@ -200,6 +202,23 @@ class Trial:
         if dtype not in self._expected:
             self._expected[dtype] = self._run(PLAIN, dtype)
         return self._expected[dtype]
+
+    def _kept(self, dtype: torch.dtype) -> List[str]:
+        """Return the weights that transformers keeps in fp32 in any precision, if they make the model computable."""
+        kept: List[str] = []
+
+        def keep(model: Any) -> None:
+            parts = [re.compile(part.replace("*", ".*")) for part in model._keep_in_fp32_modules_strict or ()]
+            for name, weight in model.named_parameters():
+                if any(part.search(name) for part in parts):
+                    weight.data = weight.data.float()
+                    kept.append(name)
+
+        try:
+            self._run(PLAIN, dtype, keep)
+        except Exception:  # these weights are not the reason
+            return []
+        return kept
 
     def _settle(self) -> None:
         """Choose a mode in which the numbers are the same each time: training mode, or else evaluation mode.
@@ -287,8 +306,15 @@ def micro_batch(documents: List[torch.Tensor]) -> SimpleNamespace:
     )
 
 
-def wrong_precision(model_type: str, dtype: torch.dtype, reason: str) -> ConfigError:
-    """Return the error for a model that transformers can only compute in fp32."""
+def _wrong_precision(model_type: str, dtype: torch.dtype, reason: str, kept: List[str]) -> ConfigError:
+    """Return the error for a model that can only be computed in fp32.
+
+    Args:
+        kept: The weights that transformers keeps in fp32, if the reason is that DeepSpeed does not.
+    """
     name = next(precision.name for precision, own in DTYPES.items() if own is dtype)
-    return ConfigError(f"transformers cannot train a {model_type} model in {name}: {reason}",
-                       "a precision in which the model computes", "train.precision=fp32")  # fmt: skip
+    found = f"transformers cannot train a {model_type} model in {name}: {reason}"
+    if kept:
+        found = (f"a {model_type} model computes with weights in fp32 ({count(len(kept), 'weight')}, for example "
+                 f"{kept[-1]}), but DeepSpeed trains all weights in {name}: {reason}")  # fmt: skip
+    return ConfigError(found, "a precision in which the model computes", "train.precision=fp32")

@@ -45,11 +45,17 @@ def preload() -> None:
 
 
 def fork() -> int:
-    """``os.fork`` without the parent's objects in the child's garbage collections, which would copy all their pages."""
+    """``os.fork`` without the parent's objects in the child's garbage collections, which would copy all their pages.
+
+    If PyTorch had its pool of threads, the child makes a new one here. Otherwise its first threads would do that at the
+    same time, and some would find none ("Invalid thread pool!").
+    """
     gc.freeze()
     pid = os.fork()
     if pid:
         gc.unfreeze()
+    elif torch := sys.modules.get("torch"):
+        torch.set_num_threads(torch.get_num_threads())
     return pid
 
 

@@ -1,12 +1,16 @@
 """Forty types of causal language models: exact or refused, as docs/models.md says. ``make models`` checks all types."""
 
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from threading import Barrier
 from typing import Dict
 
 import pytest
 import transformers
 
+from tests.helpers.ranks import fork
 from tests.models import alone, suite
 from tests.models.alone import Outcome
 from tests.models.suite import CI, CI_RUNS
@@ -40,6 +44,30 @@ def test_nothing_is_silently_wrong() -> None:
 def test_most_types_can_be_trained_sharded_and_exported() -> None:
     outcomes = suite.read_outcomes().values()
     assert sum(outcome.zero3 == "exact" and outcome.export == "exact" for outcome in outcomes) >= 150
+
+
+def test_forked_processes_can_compute_in_several_threads() -> None:
+    """transformers loads weights in threads."""
+    import torch
+
+    threads, numbers = torch.get_num_threads(), torch.ones(100_000)  # enough for several threads
+    torch.set_num_threads(threads)  # makes the pool
+
+    def compute() -> None:
+        gate = Barrier(8)
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda _: (gate.wait(), numbers.bfloat16()), range(8)))
+
+    for _ in range(40):
+        if pid := fork():
+            assert os.waitpid(pid, 0)[1] == 0
+            continue
+        failed = 1
+        try:
+            compute()
+            failed = 0
+        finally:
+            os._exit(failed)
 
 
 def test_a_deviation_is_found() -> None:

@@ -10,8 +10,11 @@ from ftdist.base.errors import ConfigError
 from ftdist.config.schema import Attention, Precision, Recompute, RunConfig
 from ftdist.model import parts
 from ftdist.model.check import check_model
+from ftdist.model.load import model_config
+from ftdist.model.plan_choice import prove_trainable
 from ftdist.run.model_facts import ModelFacts, check_fit, length_problem, read_facts, write_facts
 from tests.helpers.tiny import LLAMA
+from tests.models.alone import tiny_config_of
 from tests.unit.data_tools import data_config
 
 
@@ -168,6 +171,18 @@ def test_a_model_that_is_computed_in_fp32_only_is_refused_in_bf16() -> None:
     assert caught.value.fix == "train.precision=fp32"
     config.train.precision = Precision.fp32
     assert check_model(config).model_type == "xlnet"
+
+
+def test_weights_that_must_stay_in_fp32_are_named(tmp_path: Path) -> None:
+    """transformers keeps the router of Inkling 2 in fp32, but DeepSpeed gives all parameters one type."""
+    config = data_config(tmp_path)
+    config.model.config = {**tiny_config_of("inkling2_text").to_dict(), "model_type": "inkling2_text"}
+    config.train.precision = Precision.bf16
+    with pytest.raises(ConfigError, match=r"weights in fp32 \(.* weights, for.*but DeepSpeed trains all") as caught:
+        prove_trainable(config, model_config(config))
+    assert caught.value.fix == "train.precision=fp32"
+    config.train.precision = Precision.fp32
+    assert prove_trainable(config, model_config(config)) is None
 
 
 BIG_BIRD = {**SMALL, "model_type": "big_bird", "is_decoder": True}
