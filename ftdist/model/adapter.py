@@ -1,6 +1,7 @@
 """Add a saved LoRA adapter to the weights of a model (``model.adapter``)."""
 
 import math
+import re
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, Optional, Tuple
 
@@ -118,6 +119,11 @@ def new_names(model: PreTrainedModel, modules: Iterable[str]) -> Dict[str, str]:
     weights = names_in_model(model, [f"{name}.weight" for name in other], get_model_conversion_mapping(model))
     places = {old.removesuffix(".weight"): new for old, new in weights.items()}
     return {old: new.removesuffix(".weight") for old, new in places.items() if new.removesuffix(".weight") in own}
+
+
+def key_mapping(renamed: Dict[str, str]) -> Optional[Dict[str, str]]:
+    """Return new names of modules as PEFT takes them: the replacement of each pattern. None: nothing is renamed."""
+    return {rf"^{re.escape(old)}\.": f"{new}." for old, new in renamed.items()} or None
 
 
 def _module_of(name: str) -> str:

@@ -1,6 +1,5 @@
 """Open an export in the way its users do. It is a model folder, or a folder with an adapter in PEFT's format."""
 
-import re
 import warnings
 from pathlib import Path
 from typing import Any, Optional
@@ -12,7 +11,7 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 from ftdist.base.errors import ConfigError
 from ftdist.base.json_files import read_json
 from ftdist.base.output import quoted_path
-from ftdist.model.adapter import renamed_modules
+from ftdist.model.adapter import key_mapping, renamed_modules
 from ftdist.model.parts import auto_class
 from ftdist.model.quantized import quantize, quantized_layers
 from ftdist.run.adapters import PREFIX, adapted_modules, tensor_shapes
@@ -34,7 +33,7 @@ def open_exported(folder: Path, trust_remote_code: bool = False, base: Optional[
     """
     if not (folder / ADAPTER_CONFIG).is_file():
         return _load(str(folder), "auto", None, trust_remote_code)
-    from peft import PeftConfig, PeftModel
+    from peft import PeftConfig
 
     settings = PeftConfig.from_pretrained(folder)
     with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:
@@ -57,16 +56,22 @@ def open_exported(folder: Path, trust_remote_code: bool = False, base: Optional[
         quantize(base, quantized_layers(base, settings.modules_to_save or []), dtype)
     if (folder / GENERATION_CONFIG).is_file():
         base.generation_config = GenerationConfig.from_pretrained(folder)
-    renamed = renamed_modules(base, folder)
+    return read_by_peft(base, folder)
+
+
+def read_by_peft(base: PreTrainedModel, folder: Path) -> Any:
+    """Let PEFT put an adapter into its base model, also one with the names of transformers 4."""
+    from peft import PeftConfig, PeftModel
+
+    settings, renamed = PeftConfig.from_pretrained(folder), renamed_modules(base, folder)
     if renamed:
         settings.target_modules = {renamed.get(module, module) for module in adapted_modules(folder)}
         settings.layers_to_transform = settings.exclude_modules = None
-    patterns = {rf"^{re.escape(old)}\.": f"{new}." for old, new in renamed.items()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PEFT reads a deprecated attribute of the model
         warnings.filterwarnings("ignore", "Model has .tie_word_embeddings=True")  # the adapter holds all tied modules
         return PeftModel.from_pretrained(
-            base, folder, config=settings, autocast_adapter_dtype=False, key_mapping=patterns or None
+            base, folder, config=settings, autocast_adapter_dtype=False, key_mapping=key_mapping(renamed)
         )
 
 

@@ -4,12 +4,13 @@ It does not use ``ftdist.method``. Adapters are made by ``peft.get_peft_model`` 
 """
 
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 import torch
 
 from ftdist.base.errors import FtdistError
-from ftdist.model.adapter import new_names
+from ftdist.model.adapter import key_mapping, new_names, renamed_modules
 
 WRAPPER = "base_model.model."
 """Prefix that PEFT's wrapper adds to the names of the model's parameters."""
@@ -66,7 +67,8 @@ def weights_of_another_adapter(wrapped: Any, adapter: Optional[str], weights: Di
         return []
     from peft import load_peft_weights, set_peft_model_state_dict
 
-    saved, other = load_peft_weights(adapter, device="cpu"), []
+    names = key_mapping(renamed_modules(wrapped.get_base_model(), Path(adapter)))
+    saved, other = load_peft_weights(adapter, device="cpu", key_mapping=names), []
     set_peft_model_state_dict(wrapped, saved)
     for name, parameter in own_names(wrapped).items():
         expected = parameter.detach() if ".lora_" in name else saved.get(WRAPPER + name)

@@ -1,6 +1,7 @@
 """The base model of the reference, made by transformers, PEFT and bitsandbytes."""
 
 import tempfile
+from pathlib import Path
 from typing import Any, Dict, List
 
 import torch
@@ -8,6 +9,7 @@ import torch
 from ftdist.config.schema import RunConfig
 from ftdist.method.adapters import without_adapters
 from ftdist.model.load import load_whole, model_config
+from ftdist.model.opened import read_by_peft
 from ftdist.model.parts import auto_class
 from ftdist.run.locations import model_location
 from ftdist.verify.reference_method import WRAPPER, in_4_bits, own_names, used_elsewhere
@@ -39,10 +41,7 @@ def plain_base(config: RunConfig, **options: Any) -> Any:
 
 def merged_plainly(model: Any, adapter: str) -> Any:
     """Return a model with an adapter merged into its weights by PEFT."""
-    from peft import PeftModel
-
-    merged = PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=False).merge_and_unload()
-    return merged.requires_grad_(True)
+    return read_by_peft(model, Path(adapter)).merge_and_unload().requires_grad_(True)
 
 
 def _quantized(folder: str, method: Any, build: Any, **options: Any) -> Any:

@@ -19,7 +19,8 @@ from ftdist.model.load import load_whole
 from ftdist.model.opened import open_exported
 from ftdist.run.adapters import INIT_FROM, NO_EFFECT, PLAIN, PREFIX, READ, adapter_settings
 from ftdist.run.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from ftdist.verify.reference_method import apply_plainly, own_names
+from ftdist.verify.reference_method import apply_plainly, own_names, weights_of_another_adapter
+from ftdist.verify.reference_model import merged_plainly
 from tests.helpers.adapters import save_peft_adapter
 from tests.helpers.tiny import save_tiny_model
 from tests.models.alone import save_tiny
@@ -189,8 +190,12 @@ def test_an_adapter_with_the_names_of_transformers_4_is_the_same_adapter(kind: s
         continued = Lora().apply(base, config).eval()
         start_from_adapter(continued, config)
         assert logits(continued).equal(opened) and not opened.equal(plain)
-        reference = own_names(apply_plainly(load_whole(config), config.method))
-        assert {name for name, one in reference.items() if one.requires_grad} == trained(continued).keys()
+        reference = apply_plainly(load_whole(config), config.method)
+        weights = dict(continued.named_parameters())
+        assert {name for name, one in own_names(reference).items() if one.requires_grad} == trained(continued).keys()
+        start_from_adapter(continued, config)
+        assert weights_of_another_adapter(reference, str(adapter), weights) == []
+        assert logits(merged_plainly(load_whole(config), str(adapter))).allclose(opened, rtol=1e-4, atol=1e-5)
         config.model.adapter, config.method.init_from = str(adapter), None
         folded = load_whole(config).eval()
         assert torch.allclose(logits(folded), opened, rtol=1e-4, atol=1e-5)
