@@ -3,6 +3,7 @@
 from typing import Any, Dict, Sequence
 from urllib.parse import quote
 
+from ftdist.base.counts import count
 from ftdist.report.charts import Series, Words, xy_chart
 from ftdist.report.compare import (
     COMPARED_TEXT,
@@ -70,6 +71,7 @@ def _losses(reports: Sequence[Report], names: Sequence[str]) -> Sequence[str]:
     heldout = next((name for report in reports for name in report["heldout"]), None)
     lines = {name: report["heldout"][heldout] for report, name in zip(reports, names, strict=True)
              if heldout in report["heldout"]}  # fmt: skip
-    lines = dict(list(lines.items())[:MAX_LINES])
-    return [figure(loss_chart("loss", lines, f"Held-out loss of {heldout}"), f"Held-out loss of {heldout} over steps.")
-            ] if lines else []  # fmt: skip
+    more, lines = len(lines) - MAX_LINES, dict(list(lines.items())[:MAX_LINES])
+    left_out = f" {count(more, 'more run is', 'more runs are')} in the table." if more > 0 else ""
+    return [figure(loss_chart("loss", lines, f"Held-out loss of {heldout}"),
+                   f"Held-out loss of {heldout} over steps.{left_out}")] if lines else []  # fmt: skip

@@ -116,8 +116,9 @@ def _evaluated(one: Dict[str, Any], loss: Any) -> List[str]:
     if not one:
         return [f"{drawable(loss):.4f}", perplexity(drawable(loss)), ""]
     value, low, high = (perplexity(drawable(one["loss"][part])) for part in ("value", "low", "high"))
+    ends = "" if None in map(finite, (one["loss"]["low"], one["loss"]["high"])) else f" ({low} to {high})"
     accuracy = interval(one["accuracy"], share=True) if "accuracy" in one else ""
-    return [interval(one["loss"]), f"{value} ({low} to {high})", accuracy]
+    return [interval(one["loss"]), value + ends, accuracy]
 
 
 def data_rows(data: Dict[str, Any]) -> Rows:

@@ -105,8 +105,9 @@ def _general(report: Report, show: Callable[[str], str]) -> List[str]:
     changes = []
     for name, found in list(report["general"].items())[:MAX_SETS]:
         before, after = (_nats(found[when]["value"]) for when in ("before", "after"))
-        change = " to ".join(f"{drawable(found['change'][end]):+.4f}" for end in ("low", "high"))
-        changes.append(f"from {before} to {after} ({show(name)}; 95 % interval of the change: {change})")
+        ends = [finite(found["change"][end]) for end in ("low", "high")]
+        change = "" if None in ends else f"; 95 % interval of the change: {ends[0]:+.4f} to {ends[1]:+.4f}"
+        changes.append(f"from {before} to {after} ({show(name)}{change})")
     return [f"The loss on general text went {', '.join(changes)}."] if changes else []
 
 

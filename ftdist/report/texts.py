@@ -34,15 +34,16 @@ def drawable(value: Any) -> float:
 
 
 def interval(found: Dict[str, Any], share: bool = False) -> str:
-    """Return a number and its interval as text, from a part of ``gain``.
+    """Return a number and its interval as text, from a part of ``gain``; the number alone if the interval is not known.
 
     Args:
         share: The number is a share, and shown in percent.
     """
     value, low, high = (drawable(found[name]) for name in ("value", "low", "high"))
+    known = math.isfinite(low) and math.isfinite(high)
     if share:
-        return f"{100 * value:.2f} % ({100 * low:.2f} to {100 * high:.2f})"
-    return f"{value:.4f} ({low:.4f} to {high:.4f})"
+        return f"{100 * value:.2f} %" + (f" ({100 * low:.2f} to {100 * high:.2f})" if known else "")
+    return f"{value:.4f}" + (f" ({low:.4f} to {high:.4f})" if known else "")
 
 
 def share_with_interval(found: Dict[str, Any]) -> str:

@@ -53,7 +53,10 @@ class DocumentLosses:
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over tokens, for instance a loss in nats per token, and the bootstrap interval of ``LEVEL`` around it."""
+    """A mean over tokens, for instance a loss in nats per token, and the bootstrap interval of ``LEVEL`` around it.
+
+    The ends are nan if the interval is not known: one document says nothing about others.
+    """
 
     value: float
     low: float
@@ -196,7 +199,8 @@ def intervals_of(sums: np.ndarray, tokens: np.ndarray, seed: int = 0) -> List[In
     tail = (1 - LEVEL) / 2
     found = []
     for mean, values in zip(means, ratios.T, strict=True):
-        low, high = np.quantile(values, (tail, 1 - tail)) if np.isfinite(values).all() else (np.nan, np.nan)
+        known = len(tokens) > 1 and np.isfinite(values).all()
+        low, high = np.quantile(values, (tail, 1 - tail)) if known else (np.nan, np.nan)
         found.append(Interval(float(mean), float(low), float(high)))
     return found
 

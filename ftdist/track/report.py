@@ -3,7 +3,7 @@
 import struct
 import zlib
 from contextlib import suppress
-from math import exp
+from math import exp, isfinite
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Dict, List, Sequence, Tuple
@@ -208,17 +208,22 @@ def _print_gain(gain: Dict[str, Dict[str, Any]], console: Console) -> None:
     table = plain_table("change (nats per token)", "loss", "95 % interval", "documents")
     for name, found in gain.items():
         change = found["change"]
-        interval = f"{change['low']:+.4f} to {change['high']:+.4f}"
-        table.add_row(Text(name), f"{change['value']:+.4f}", interval, f"{found['documents']:,}")
+        ends = _ends(change["low"], change["high"], ".4f")
+        table.add_row(Text(name), f"{change['value']:+.4f}", ends, f"{found['documents']:,}")
     show_table(console, table)
     known = {name: found["metrics"]["accuracy"] for name, found in gain.items() if "accuracy" in found["metrics"]}
     table = plain_table("token accuracy", "before", "after", "change", "95 % interval")
     for name, accuracy in known.items():
         before, after = (f"{100 * accuracy[when]['value']:.1f} %" for when in ("before", "after"))
-        value, low, high = (f"{100 * accuracy['change'][part]:+.2f}" for part in ("value", "low", "high"))
-        table.add_row(Text(name), before, after, value, f"{low} to {high}")
+        value, low, high = (100 * accuracy["change"][part] for part in ("value", "low", "high"))
+        table.add_row(Text(name), before, after, f"{value:+.2f}", _ends(low, high, ".2f"))
     if known:
         show_table(console, table)
+
+
+def _ends(low: float, high: float, digits: str) -> str:
+    """Return the ends of the interval of a change as text."""
+    return f"{low:+{digits}} to {high:+{digits}}" if isfinite(low) and isfinite(high) else "not known"
 
 
 def _print_forgetting(
@@ -230,8 +235,8 @@ def _print_forgetting(
         (first_step, before, _), (_, after, error) = curve[0], curve[-1]
         table.add_row("KL(base ‖ now)", f"{before:.4f}" if first_step == 0 else "", f"{after:.4f} ± {error:.4f}")
     for name, found in general.items():
-        low, high = (f"{found['change'][end]:+.4f}" for end in ("low", "high"))
-        after_and_change = f"{found['after']['value']:.4f} (change {low} to {high})"
+        change = _ends(found["change"]["low"], found["change"]["high"], ".4f")
+        after_and_change = f"{found['after']['value']:.4f} (change {change})"
         table.add_row(Text(f"loss on general text: {name}"), f"{found['before']['value']:.4f}", after_and_change)
     if time[0]:
         table.add_row("time to measure it", "", f"{format_seconds(time[0])}, {time[1]:.1%} of the run")

@@ -86,7 +86,7 @@ def test_the_numbers_are_in_tables_with_the_most_moved_first(tmp_path: Path) -> 
             "| 1 | ? |  | 25.0 s | 0 | killed |",
             "| 2 | ? |  | 25.0 s | 0 | not known |"} <= set(lines)  # fmt: skip
     assert {
-        "| do&lt;b&gt;cs | loss | 3.0000 (2.5000 to 3.5000) | 1.5000 (1.0000 to nan) | -1.5000 (-1.7500 to -1.2500) | "
+        "| do&lt;b&gt;cs | loss | 3.0000 (2.5000 to 3.5000) | 1.5000 | -1.5000 (-1.7500 to -1.2500) | "
         "1,200 |",
         "| do&lt;b&gt;cs | accuracy | 25.00 % (20.00 to 30.00) | 50.00 % (40.00 to 60.00) | "
         "25.00 % (20.00 to 30.00) | 1,200 |",
@@ -99,7 +99,7 @@ def test_the_numbers_are_in_tables_with_the_most_moved_first(tmp_path: Path) -> 
             "| do&lt;b&gt;cs | tool call | 7 | 1,100 | 3.0000 (2.5000 to 3.5000) | 1.0000 (0.5000 to 1.5000) "
             "| -2.0000 (-2.5000 to -1.5000) |"} <= set(lines)  # fmt: skip
     assert {"| do&lt;b&gt;cs | 0 | 3.0000 | 20.09 |  |",
-            "| do&lt;b&gt;cs | 4 | 1.5000 (1.0000 to nan) | 4.48 (2.72 to nan) | 50.00 % (40.00 to 60.00) |",
+            "| do&lt;b&gt;cs | 4 | 1.5000 | 4.48 | 50.00 % (40.00 to 60.00) |",
             "| general text: built&lt;b&gt;in | 9 | 2.2500 | 9.49 |  |"} <= set(lines)  # fmt: skip
     assert r"at least 5 times" in text and "Of do&lt;b&gt;cs, the first 10 of 1,000 documents were read." in text
     assert ("The loss on general text went from 2.0000 to 2.2500 (built&lt;b&gt;in; 95 % interval of the change: "
@@ -134,3 +134,16 @@ def test_texts_from_outside_are_shown_as_text() -> None:
     assert plain("\x00\x1b[1m\u202ea\tb") == r"\\x00\\x1b\[1m\\u202ea b", "no character controls a terminal"
     assert (plain("# a\n**b**"), quoted(" x")) == (r"\# a \*\*b\*\*", '" x"')
     assert [percent(value) for value in (None, 0.0, 1e-5, 12.0)] == ["new", "0", "0.001 %", "1,200 %"]
+
+
+def test_an_interval_that_is_not_known_is_left_out() -> None:
+    unknown = {"value": 1.5, "low": "nan", "high": "nan"}
+    measured = {"documents": 1, "tokens": 9, **dict.fromkeys(("before", "after", "change"), unknown)}
+    evaluation = {"step": 4, "loss": unknown, "perplexity": unknown, "accuracy": unknown}
+    report = {**REPORT, "heldout": {"a": [[0, 1.5], [4, 1.5]]}, "gain": {"a": measured}, "general": {"b": measured},
+              "general_losses": {}, "evaluations": {"a": [evaluation]}, "tasks": [],
+              "words": {**REPORT["words"], "sets": {}}}  # fmt: skip
+    text = as_markdown(report)
+    assert "nan" not in text
+    assert "| a | 4 | 1.5000 | 4.48 | 150.00 % |" in text and "| b | loss | 1.5000 | 1.5000 | 1.5000 | 1 |" in text
+    assert "from 1.5000 to 1.5000 (b)." in text

@@ -172,6 +172,13 @@ def test_runs_are_compared_with_intervals_and_their_best_trade_offs() -> None:
     assert pareto([None, (1.0, 1.0), (0.5, 1.0), (2.0, 3.0), (3.0, 3.0)]) == [2, 3] and not pareto([None])
 
 
+def test_the_chart_of_many_runs_says_how_many_it_leaves_out() -> None:
+    names = [f"run {number}" for number in range(14)]
+    page = compare_page("many", [hostile(heldout={"docs": [[0, 3.0], [4, 2.0]]})] * 14, names, names)
+    assert "Held-out loss of docs over steps. 2 more runs are in the table." in page
+    assert "in the table" not in compare_page("few", [hostile()] * 12, names[:12], names[:12])
+
+
 @needs_browser
 def test_a_browser_shows_the_pages_on_a_phone_in_light_and_dark_without_a_complaint(tmp_path: Path) -> None:
     (tmp_path / "run.html").write_text(run_page(hostile()), encoding="utf-8")

@@ -39,6 +39,8 @@ def test_the_loss_is_a_ratio_of_sums_and_documents_without_tokens_do_not_count()
     found = interval_of(np.array([8.0, 1.0, 0.0]), np.array([2.0, 1.0, 0.0]))
     assert (found.value, found.low, found.high) == (3.0, 1.0, 4.0)
     assert np.isnan(interval_of(np.array([np.nan, 1.0]), np.array([1.0, 1.0])).low)
+    one = interval_of(np.array([8.0, 1.0]), np.array([2.0, 0.0]))
+    assert one.value == 4.0 and np.isnan([one.low, one.high]).all(), "one document says nothing about others"
 
 
 def test_each_evaluation_has_the_interval_of_its_own_documents(tmp_path: Path) -> None:

@@ -164,3 +164,18 @@ def test_the_perplexity_of_a_huge_loss_is_shown_as_infinite(run: RunDir) -> None
     run.path.mkdir()
     write(run.metrics, {"step": 0, "eval/docs/loss": 6.0}, {"step": 1, "eval/docs/loss": 900.0})
     assert "403 → ∞" in report(run)
+
+
+def test_a_set_with_one_document_has_no_interval(run: RunDir) -> None:
+    run.path.mkdir()
+    write(run.metrics, *({"step": step, "eval/docs/loss": 3.0, "general/b/loss": 2.0} for step in (0, 9)))
+    one = np.array([4.0])
+    for step in (0, 9):
+        write_evaluation(
+            run, step, dict.fromkeys(("docs", "general/b"), DocumentLosses(3 * one, one, {"accuracy": one}))
+        )
+    said = report(run)
+    rows = [line.split() for line in said.splitlines()]
+    assert "nan" not in said and ["docs", "+0.0000", "not", "known", "1"] in rows
+    assert ["docs", "100.0", "%", "100.0", "%", "+0.00", "not", "known"] in rows
+    assert "3.0000 (change not known)" in said
