@@ -140,7 +140,7 @@ class PipeSafeOutput:
 
 
 def _report(error: OSError) -> None:
-    """Say once on standard error that output is lost. Standard error can be on the same disk, so that it may fail."""
+    """Print once on standard error that output is lost. This may fail too, if standard error is on the same disk."""
     global _reported
     if not _reported:
         _reported = True

@@ -18,7 +18,7 @@ RANK_CPUS = "FTDIST_RANK_CPUS"
 semicolons separate ranks. The launcher sets it, and each rank binds itself to its CPUs."""
 PR_SET_PDEATHSIG = 1
 WATCH_S = 1.0
-"""Seconds between two looks at a process whose end this process waits for."""
+"""Seconds between two checks of a process whose end this process waits for."""
 CLOCK_S = 1.0
 """Tolerance in seconds for start times of processes: the kernel gives the time of its boot in whole seconds."""
 

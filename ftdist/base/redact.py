@@ -40,7 +40,8 @@ SECRET_FORMATS = [
     re.compile(r"(?<=[?&;])(?P<kept>(?:token|key|sig|signature|password|secret|X-Amz-[A-Za-z]+)=)[^&;\s]+", re.I),
     re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.S),
 ]  # fmt: skip
-"""Formats of secrets. If a format has a group ``kept``, its text is kept: only what follows is the secret."""
+"""Formats of secrets. If a format has a group ``kept``, the text of this group is kept, and only the text after it is
+the secret."""
 
 SECRET_ASSIGNMENT = re.compile(
     r"(?P<kept>(?:[\w.-]*[_.-])?(?i:token|secret|password|passwd|passphrase|credentials?|api_?key|(?:access|private)_?key)"

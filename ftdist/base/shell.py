@@ -1,4 +1,4 @@
-"""Words of shell commands that messages offer. They can be pasted from any terminal, and mean what they say."""
+"""Words of the shell commands in messages, quoted so that a user can paste them into any terminal."""
 
 import os
 import re

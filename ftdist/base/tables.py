@@ -30,7 +30,7 @@ def show_table(console: Console, table: Table) -> None:
 
 
 def show(console: Console, renderable: Any, file_width: Optional[int] = None) -> None:
-    """Print something that ``rich`` pads with spaces. In a file, the spaces at the end of each line are removed.
+    """Print a renderable that ``rich`` pads with spaces. In a file, the spaces at the end of each line are removed.
 
     Args:
         console: Where to print.

@@ -24,7 +24,8 @@ def temporary_path(target: Path) -> Path:
 
 @contextlib.contextmanager
 def replace_file(path: Path) -> Iterator[BinaryIO]:
-    """Give a file to write, flush it to the disk, and rename it to ``path``: that file is complete or as it was before.
+    """Yield a temporary file to write, flush it to the disk, and rename it to ``path``. A reader sees the old or the
+    whole new file.
 
     Raises:
         OSError: It cannot be written. Nothing is left behind.

@@ -77,7 +77,7 @@ def parse_config(text: str, origin: str) -> RunConfig:
 
 @lru_cache
 def _schema() -> DictConfig:
-    """Return the schema with the values that settings have if a file lacks them.
+    """Return the schema with the values of settings that a file lacks.
 
     All callers share it: merge it, which copies it.
     """
@@ -91,7 +91,7 @@ def _schema() -> DictConfig:
 
 
 def _renamed(tree: Any) -> Any:
-    """Return what a file holds with today's names of values."""
+    """Return the content of a file with the current names of values that were renamed."""
     for key, values in RENAMED_VALUES.items():
         written = OmegaConf.select(tree, key) if isinstance(tree, DictConfig) else None
         if str(written).lower() in values:

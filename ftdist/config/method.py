@@ -53,7 +53,7 @@ class MethodConfig:
 
     @property
     def facts(self) -> "MethodFacts":
-        """What is known of the method."""
+        """The facts about the chosen method."""
         return METHOD_FACTS[self.kind]
 
 
@@ -63,16 +63,17 @@ _LORA_RATES, _RATES = (3e-5, 5e-3), (1e-7, 1e-3)  # adapters need about ten time
 
 
 class MethodFacts(NamedTuple):
-    """What is known of a method."""
+    """Facts about a method."""
 
     reads: Tuple[str, ...]
-    """The settings of the section that it reads."""
+    """The settings of the section that the method reads."""
     usual_rates: Tuple[float, float]
     """Lowest and highest usual peak learning rate of AdamW."""
     whole: bool = False
-    """Whether it trains all parameters of the model. Otherwise a checkpoint fits only the base model of its run."""
+    """Whether the method trains all parameters of the model. Otherwise a checkpoint fits only the base model of its
+    run."""
     adapters: bool = False
-    """Whether it trains adapters beside a frozen model. The export is then an adapter, or a merged model."""
+    """Whether the method trains adapters beside a frozen model. The export is then an adapter, or a merged model."""
     quantized: bool = False
     """Whether the frozen matrices are stored in 4 bits."""
 

@@ -84,7 +84,7 @@ _ADAMW = {"beta1": 0.9, "beta2": 0.95, "eps": 1e-8}
 
 @dataclass(frozen=True)
 class OptimizerSpec:
-    """What is known of an optimizer. It may keep only some of the states for a parameter."""
+    """Facts about an optimizer. It may keep only some of these states for a given parameter."""
 
     states: Tuple[str, ...]
     """Names of the states that have the parameter's shape and can be cut like the parameter."""
@@ -93,11 +93,11 @@ class OptimizerSpec:
     at_most: Optional[float] = None
     """Maximum bytes of all states for each element of a trained parameter. None: those of ``states`` in fp32."""
     usual: Dict[str, float] = field(default_factory=dict)
-    """The settings that it reads, with the values that they have if they are null."""
+    """The settings that the optimizer reads, each with the value that null stands for."""
     rates: Tuple[float, float] = (1, 1)
     """Lowest and highest usual learning rate, as a multiple of AdamW's (``MethodFacts.usual_rates``)."""
     whole: str = ""
-    """Why it needs whole matrices. Empty: it does not."""
+    """Why the optimizer needs whole matrices. Empty: it does not need them."""
     paged_states: Tuple[str, ...] = ()
     """Names of the states with the parameter's shape that its paged variant keeps. Empty: it has no paged variant."""
     paged: bool = False
@@ -141,7 +141,7 @@ BLOCKS_CANNOT_BE_CUT = ("The 8-bit states of adamw_8bit have one scale for each 
 
 
 def optimizer_of(optim: OptimConfig) -> OptimizerSpec:
-    """Return what is known of the optimizer of a run."""
+    """Return the facts about the optimizer of a run."""
     spec = OPTIMIZERS[optim.optimizer]
     if optim.optimizer is OptimizerKind.sgd and not values_of(optim)["momentum"]:
         return replace(spec, states=())

@@ -24,7 +24,7 @@ from ftdist.model.vocabulary import gathered, whole_shape
 
 MARK = "ftdist_part"
 PROBE_TOKENS, PROBE_CHOICES = 16, 2
-"""Number of random tokens, and of experts for each, with which the groups are compared with the module."""
+"""Number of random tokens, and of experts for each token, in the comparison of the groups with the module."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class Part:
 
 
 def part_of(name: str, parameter: torch.nn.Parameter) -> Part:
-    """Return which part of which parameter of the model this is: of itself, if it does not belong to a group."""
+    """Return the part of a parameter of the model that this parameter holds. If it belongs to no group, it is its own
+    part."""
     part: Part = getattr(parameter, MARK, None) or Part(name, whole_shape(parameter), 0)
     return part
 

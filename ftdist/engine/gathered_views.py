@@ -25,7 +25,7 @@ class _Part(NamedTuple):
 
 
 def save_no_views(model: torch.nn.Module) -> List[torch.nn.Module]:
-    """Apply this to the modules of a model that have fused weights. Returns these modules."""
+    """Keep autograd from saving views in the modules with fused weights. Returns these modules."""
     found = fused_modules(model)
     for module in found:
         module.forward = _without_views(module, module.forward)  # type: ignore[method-assign]

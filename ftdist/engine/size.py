@@ -1,4 +1,4 @@
-"""The size of a model: what a token is multiplied with."""
+"""The size of a model: the number of weights that a token is multiplied with."""
 
 from typing import Any, Optional
 
@@ -13,7 +13,8 @@ from ftdist.plan.flops import ModelSize
 
 
 def model_size(model: Any) -> Optional[ModelSize]:
-    """Return what a token is multiplied with in a model or an engine. None: the config does not say it."""
+    """Return the number of weights that a token is multiplied with, in a model or an engine. None: the config lacks a
+    size."""
     causal_lm = without_engine(model)
     arch, head = causal_lm.config, causal_lm.get_output_embeddings()
     share = share_of_experts(arch) if has_experts(arch) else 1.0

@@ -40,7 +40,7 @@ BASE_LAYER = ".base_layer."
 
 
 def add_adapters(model: PreTrainedModel, config: RunConfig) -> None:
-    """Freeze the model, and add adapters that do not change its output yet (B is 0).
+    """Freeze the model, and add adapters, which do not change its output at first because B is 0.
 
     The same numbers are drawn on any number of ranks and at any ZeRO stage. With ZeRO-3 the adapters are whole on every
     rank until DeepSpeed is initialized.

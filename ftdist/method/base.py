@@ -12,9 +12,9 @@ from ftdist.config.schema import RunConfig
 class Method(Protocol):
     """A way to fine-tune a model. A checkpoint holds the parameters that require a gradient after ``apply``.
 
-    To add one: a member of ``MethodKind``, its settings and its line in ``METHOD_FACTS`` (``ftdist/config/method.py``),
-    a class with these methods, a line in ``build.py``, and its file in ``conf/method/``. ``docs/design.md`` lists all
-    steps.
+    To add a method, add a member of ``MethodKind``, its settings and its line in ``METHOD_FACTS``
+    (``ftdist/config/method.py``), a class with these methods, a line in ``build.py``, and a file in ``conf/method/``.
+    ``docs/design.md`` lists all steps.
     """
 
     def load_options(self, config: RunConfig) -> Dict[str, Any]:

@@ -94,7 +94,7 @@ def _compare(written: Dict[str, torch.Tensor], base: PreTrainedModel, out: Path)
     from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, load_peft_weights
 
     settings = PeftConfig.from_pretrained(out)
-    base.name_or_path = settings.base_model_name_or_path  # PEFT warns of another name
+    base.name_or_path = settings.base_model_name_or_path  # PEFT warns about the other name
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PEFT reads a deprecated attribute of the model
         warnings.filterwarnings("ignore", "Model has .tie_word_embeddings=True")  # the adapter holds all tied modules

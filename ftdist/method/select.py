@@ -36,7 +36,8 @@ def nothing_named(setting: str, pattern: str, ends: Iterable[str], what: str) ->
 
     Args:
         setting: The setting with the pattern.
-        ends: What it could have been, without the parts before it. what: What they are, for the message.
+        ends: Names that the pattern could have matched, without the parts before them.
+        what: The kind of these names, for the message.
     """
     known = sorted(set(ends))
     near = nearest(pattern, known) or known[:8]

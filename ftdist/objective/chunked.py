@@ -97,7 +97,7 @@ def token_scores(
 
 
 def scores_of_logits(logits: torch.Tensor, targets: torch.Tensor, chunk: Optional[int] = None) -> torch.Tensor:
-    """Return the same from whole logits [n, vocab_size], which are copied to fp32 one chunk at a time. See
+    """Return the scores from whole logits [n, vocab_size], which are copied to fp32 one chunk at a time. See
     ``token_scores``.
     """
     exact = torch.float64 if logits.dtype == torch.float64 else torch.float32
@@ -134,7 +134,7 @@ class _Gradients:
         """
         Args:
             needed: Whether the bias, and the hidden states and the weight of each factor, need a gradient.
-            dtype: Type in which those of weights are summed.
+            dtype: Type in which the gradients of weights are summed.
         """
         self._weights = weights
         self.hidden = [torch.empty_like(h) if need else None for h, need in zip(hidden, needed[1::2], strict=True)]
@@ -145,7 +145,7 @@ class _Gradients:
             self.bias = torch.zeros(bias.shape, dtype=dtype, device=bias.device)
 
     def add(self, part: slice, outputs: torch.Tensor, hidden: Sequence[torch.Tensor]) -> None:
-        """Add those of one chunk.
+        """Add the gradients of one chunk.
 
         Args:
             part: The tokens of the chunk.
@@ -163,7 +163,8 @@ class _Gradients:
                 d_weight[:rows] += rounded.t() @ own
 
     def scaled(self, factor: torch.Tensor, types: Sequence[torch.dtype]) -> List[Optional[torch.Tensor]]:
-        """Return them times ``factor`` and in these types: the bias, then hidden states and weight of each factor."""
+        """Return the gradients times ``factor``, in these types: the bias, then hidden states and weight of each
+        factor."""
         pairs = [gradient for pair in zip(self.hidden, self.weights, strict=True) for gradient in pair]
         return [None if gradient is None else gradient.mul_(factor).to(dtype)
                 for gradient, dtype in zip([self.bias, *pairs], types, strict=True)]  # fmt: skip
@@ -191,7 +192,7 @@ class _TokenLogProbs(torch.autograd.Function):
                 d_logits = _d_logits(logprobs, targets[part], torch.ones_like(result[part]))
                 gradients.add(part, transform.backward_(d_logits, logits), inputs)
                 del d_logits
-            del logits, logprobs  # otherwise they are in memory together with those of the next chunk
+            del logits, logprobs  # otherwise these logits are still in memory when those of the next chunk are computed
         ctx.gradients, ctx.types = gradients, [None if bias is None else bias.dtype, *(f.dtype for f in factors)]
         if gradients is None:
             ctx.save_for_backward(targets, *hidden)
@@ -220,7 +221,7 @@ class _TokenLogProbs(torch.autograd.Function):
 
 
 def _d_logits(logprobs: torch.Tensor, targets: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-    """Return the gradient of logits: that of log p(target) is 1 at the target minus all probabilities.
+    """Return the gradient of the logits. For log p(target), it is 1 at the target, minus all probabilities.
 
     Args:
         logprobs: [tokens, vocab_size]. They are overwritten.

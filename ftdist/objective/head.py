@@ -31,7 +31,7 @@ PROBES = (1e-2, 1.0, 1e9)
 LARGE = 1e6
 """No cap is as large as this."""
 TEXT = (5, 3, 8, 2, 7, 4)
-"""Ids of a short text that the model runs on."""
+"""Token ids of a short text with which the model is probed."""
 
 Factors = List[Tuple[torch.Tensor, torch.Tensor]]
 """Pairs of hidden states [n, k] and a weight [rows, k]. The outputs of the head are the sum of their products."""
@@ -39,7 +39,7 @@ Factors = List[Tuple[torch.Tensor, torch.Tensor]]
 
 @dataclass(frozen=True)
 class Head:
-    """The linear layer that ends a model, and what the model does with its outputs."""
+    """The output layer of a model (a linear layer), and what the model does with its outputs."""
 
     module: torch.nn.Module
     transform: LogitTransform

@@ -1,8 +1,8 @@
-"""Measure the energy of a machine during an attempt, where the machine tells it.
+"""Measure the energy of a machine during an attempt, where the machine has energy counters.
 
 GPUs: the counter of NVML, through the library of the driver. Processors and their memory: RAPL, as Linux shows it in
-``/sys/class/powercap``. Both count all programs on the machine, and both count from some unknown time on, so that only
-differences mean anything.
+``/sys/class/powercap``. Both count the energy of all programs on the machine, and both started to count at an unknown
+time. So only differences of two readings are used.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ class Sum:
         self.joules = 0.0
 
     def update(self) -> None:
-        """Read the counter. A reading that fails is left out: the next one has its joules."""
+        """Read the counter. A reading that fails is left out. The next reading includes its joules."""
         with contextlib.suppress(OSError, ValueError):
             now, limit = self._read()
             if now >= self._last:
@@ -50,7 +50,7 @@ class Sum:
 class EnergyMeter:
     """Records the energy of this machine in the run directory, every ``POLL_S`` and when it is told to.
 
-    Only the first rank of a machine measures. Nothing that goes wrong here disturbs the run.
+    Only the first rank of a machine measures. Errors of the measurement do not stop the run.
     """
 
     def __init__(self, run: RunDir, ranks: Ranks, attempt: int) -> None:
@@ -95,7 +95,7 @@ def _sums(counters: Counters) -> Dict[str, Sum]:
     for name, read in counters.items():
         with contextlib.suppress(OSError, ValueError):  # usually only root may read RAPL
             found[name] = Sum(read)
-    return found if len(found) == len(counters) else {}  # a part of the machine is not its energy
+    return found if len(found) == len(counters) else {}  # the sum would not be the energy of the whole machine
 
 
 def rapl_counters(folder: Path) -> Counters:
@@ -120,8 +120,8 @@ def _rapl(zone: Path) -> Reading:
 
 
 def gpu_counters(count: int) -> Counters:
-    """Return the counters of the first ``count`` GPUs of this process, by UUID. Empty if the driver does not tell them,
-    as for a part of a GPU (MIG) and for models before Volta.
+    """Return the counters of the first ``count`` GPUs of this process, by UUID. Empty if the driver does not report
+    them, as for a part of a GPU (MIG) and for models before Volta.
     """
     try:
         nvml = ctypes.CDLL("libnvidia-ml.so.1")

@@ -33,7 +33,7 @@ class Activations:
     host: int
     """In host memory, because of ``train.offload_activations``."""
     working: int
-    """What the layer that is recomputed adds while its backward runs."""
+    """Additional bytes of the layer that is being recomputed, while its backward pass runs."""
 
     @property
     def peak(self) -> int:
@@ -62,7 +62,7 @@ def kept_activations(
     each = recomputed_layer_bytes(sizes, tokens, train.precision, keeps_attention)
     others = (layers - recomputed) * whole
     working = whole if recomputes else 0
-    if train.offload_activations:  # those of two layers are on the device
+    if train.offload_activations:  # the activations of two layers are on the device
         return Activations(others + min(2, recomputed) * each, recomputed * each, working)
     return Activations(others + recomputed * each, 0, working)
 

@@ -1,4 +1,4 @@
-"""How much DeepSpeed's ranks exchange at once: the sizes that follow from the model, and the memory that they take.
+"""Sizes of DeepSpeed's communication buckets, which depend on the model, and the memory that they take.
 
 ``deepspeed.json`` has ``auto`` for a size that follows from the model. The ranks replace it when the model is there.
 The reasons are explained in docs/step.md, "What ranks exchange at once".
@@ -60,10 +60,10 @@ def exchange_settings(stage: int, given: Mapping[str, Any]) -> Dict[str, Any]:
 
 
 def sizes_of(model: ModelSizes) -> Dict[str, int]:
-    """Return what ``auto`` stands for.
+    """Return the values that replace ``auto``.
 
-    A bucket for gradients is a sixteenth of them, and the weights that ZeRO-3 gathers ahead are one layer: both between
-    5 and 50 million numbers, and never more than the model has.
+    A bucket for gradients is a sixteenth of them, and the weights that ZeRO-3 gathers ahead are one layer: both are
+    between 5 and 50 million numbers, and never more than the model has.
     """
     return {
         REDUCE: max(1, min(model.trained, _between(model.trained // REDUCTIONS))),

@@ -18,7 +18,7 @@ class Cost:
     tokens: int
     """Input tokens of the steps that count."""
     flops: Optional[float]
-    """Floating point operations of these tokens (``ftdist.plan.flops``). None: the model does not say its sizes."""
+    """Floating point operations of these tokens (``ftdist.plan.flops``). None: the sizes of the model are not known."""
     steps_s: float
     """Seconds of wall time in steps that count."""
     device_s: float
@@ -69,8 +69,8 @@ def cost_of(
 ) -> Cost:  # fmt: skip
     """Return the cost of a run.
 
-    Devices are held in all phases but the queue, also in steps that were lost. A device is a GPU, or on CPU a rank. An
-    attempt that ended before its ranks met counts with the ranks of the others.
+    Devices are held in all phases but the queue, also in steps that were lost. A device is a GPU, or on CPU a rank.
+    For an attempt that ended before its ranks met, the number of ranks of the other attempts is used.
 
     Args:
         goodput: Where the wall time of the run went.
@@ -93,7 +93,7 @@ def held_devices(goodput: Goodput) -> Tuple[float, float]:
 
 
 def describe_estimate(steps: int, flops: float, rate: float, devices: int, price: Optional[float]) -> str:
-    """Return a line that says before the training what its steps need at least.
+    """Return a line for the start of the training: a lower bound of the time that its steps need.
 
     Args:
         steps: Number of steps to come.

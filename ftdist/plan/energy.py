@@ -22,7 +22,7 @@ def energy_of(folder: Path, goodput: Goodput) -> Dict[str, Any]:
     """Return the energy of a run over all machines and attempts.
 
     Returns:
-        ``gpu_kwh`` and ``cpu_kwh`` (processors and their memory), each None if no machine tells it. ``complete``: the
+        ``gpu_kwh`` and ``cpu_kwh`` (processors and their memory), each None if no machine reports it. ``complete``: the
         numbers that are given are those of all machines in all attempts whose ranks began.
     """
     records = [record for path in sorted(folder.glob("attempt-*.json")) if (record := _read(path))]
@@ -31,7 +31,7 @@ def energy_of(folder: Path, goodput: Goodput) -> Dict[str, Any]:
                      if record.get("cpu_j") is not None)  # fmt: skip
     told = {key: Counter(record["attempt"] for record in records if record.get(key) is not None)
             for key in ("gpu", "cpu_j")}  # fmt: skip
-    # What a run computes with must be known, and what some machines tell, all must tell.
+    # The energy of the device must be known, and a number that some machines report must come from all of them.
     kinds = {"gpu" if record["cuda"] else "cpu_j" for record in records} | {key for key in told if told[key]}
     wanted = {record["attempt"]: record["groups"] for record in records}
     begun = [attempt.number for attempt in goodput.attempts if attempt.ranks]
@@ -43,7 +43,7 @@ def energy_of(folder: Path, goodput: Goodput) -> Dict[str, Any]:
 
 def _largest(found: Any) -> Dict[Tuple[int, str], float]:
     """Return the joules of each counter in each attempt. Two groups of ranks on one machine read the same counters, so
-    the larger number holds, and not the sum.
+    their numbers are not added: the larger one is used.
     """
     largest: Dict[Tuple[int, str], float] = {}
     for attempt, counter, joules in found:

@@ -5,8 +5,8 @@ tokens, without what is recomputed. For each token, a weight of a matrix takes 2
 the gradient of its input, and 2 for its own gradient if it is trained. Attention takes 2 · n² · q operations in the
 forward pass of a document of n tokens (causal; q is the width of the queries), and twice as many in the backward pass.
 Chowdhery et al. 2022 (https://arxiv.org/abs/2204.02311, appendix B) count attention without the causal mask: 12 instead
-of 6. Embeddings are looked up and not multiplied, so they do not count. Of a mixture of experts, those that a token
-uses count.
+of 6. Embeddings are looked up and not multiplied, so they do not count. In a mixture of experts, only the experts that
+a token uses count.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ModelSize:
-    """The numbers of weights that each token is multiplied with, and the width of attention."""
+    """The number of weights that each token is multiplied with, and the width of attention."""
 
     trained: float
     frozen: float

@@ -1,7 +1,7 @@
 """Where the wall time of a run went, over all its attempts.
 
 Goodput is the time in optimizer steps that count, divided by all time in which the run was under way or waited in a
-queue. A step does not count if it was done again, because the run went on from an older checkpoint.
+queue. A step does not count if the run later continued from an older checkpoint and repeated it.
 """
 
 import time
@@ -32,7 +32,7 @@ class Attempt:
     """Number of steps that were done when it began to train. None if it did not begin."""
     last_step: Optional[int] = None
     state: Optional[str] = None
-    """How it ended. None if it has not ended, or its end was not recorded."""
+    """State at its end. None if it has not ended, or its end was not recorded."""
     ranks: Optional[int] = None
     """Number of ranks."""
 
@@ -81,7 +81,8 @@ class Goodput:
 
 
 def goodput_of(run: RunDir, alive: Optional[bool] = None, failing: bool = False) -> Goodput:
-    """Return where the wall time of a run went. Runs of older versions have no records, and no attempts here.
+    """Return where the wall time of a run went. For a run of an older version, which has no timeline, there are no
+    attempts.
 
     Args:
         alive: Whether the run is under way or waits in a queue. None: if it has not said that it ended, the time after
@@ -159,7 +160,7 @@ def _attempt_of(result: Goodput, record: Dict[str, Any]) -> Attempt:
 
 
 def _kept_steps(records: Timeline, saved_step: Optional[int]) -> List[float]:
-    """Return for each record the number of first steps that were not done again after it."""
+    """Return, for each record, how many steps (counted from the first) were not repeated after it."""
     limit = float("inf") if saved_step is None else float(saved_step)
     found = []
     for record in reversed(records):

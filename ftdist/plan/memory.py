@@ -128,7 +128,7 @@ def loading_bytes(config: RunConfig, parameters: int, layout: Layout) -> float:
 
 
 def numbers_saved(quantized: int, precision: Precision) -> int:
-    """Return how many numbers of the run's precision would take the memory that 4 bits save."""
+    """Return the memory that 4-bit weights save, as a number of weights in the run's precision."""
     return round(quantized * (1 - (NF4_BYTES + NF4_CONSTANTS) / BYTES[precision]))
 
 

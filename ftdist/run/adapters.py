@@ -45,13 +45,13 @@ NO_EFFECT = ("task_type", "auto_mapping", "peft_version", "base_model_name_or_pa
 
 
 def adapter_folder(key: str, given: str) -> Path:
-    """Return the absolute path of an adapter's folder. That of a run is its export.
+    """Return the absolute path of an adapter's folder. For a run, it is the folder of the export.
 
     Args:
         key: The setting that names it, for messages.
 
     Raises:
-        ConfigError: The folder holds no adapter. The message says what there is.
+        ConfigError: The folder holds no adapter. The message says what the folder holds instead.
     """
     folder = Path(given).expanduser().absolute()
     if (folder / RUN_CONFIG).is_file():
@@ -67,7 +67,7 @@ def adapter_folder(key: str, given: str) -> Path:
 
 
 def _way_to_an_adapter(key: str, folder: Path) -> str:
-    """Return what to do about a folder that holds no adapter which ftdist reads."""
+    """Return the fix for a folder without an adapter that ftdist can read."""
     if (folder / ADAPTER_CONFIG).is_file() and (folder / PICKLED).is_file():
         files = f"{str(folder / PICKLED)!r}", f"{str(folder / ADAPTER_WEIGHTS)!r}"
         program = ("import torch; from safetensors.torch import save_file; "
@@ -140,8 +140,8 @@ def adapted_modules(folder: Path) -> List[str]:
 def _saved_modules(folder: Path, given: List[str]) -> List[str]:
     """Return the modules that an adapter has trained in full.
 
-    PEFT takes each module whose name ends with a given one: ``norm`` also means ``input_layernorm``. Then the names are
-    those of the weights.
+    PEFT selects each module whose name ends with a given name, so ``norm`` also selects ``input_layernorm``. In this
+    case, the names come from the weights.
     """
     names = {name.removeprefix(PREFIX) for name in tensor_shapes(folder / ADAPTER_WEIGHTS)
              if ".lora_" not in name and not name.endswith(BASE_COPY)}  # fmt: skip
@@ -180,7 +180,7 @@ def adapter_content(given: str, hashes: FileHashes) -> Dict[str, str] | str:
 
 
 def adapter_layout(given: str) -> Any:
-    """Return what decides whether an adapter fits a model: its settings and the shapes of its tensors.
+    """Return the settings of an adapter and the shapes of its tensors, which decide whether it fits a model.
 
     Raises:
         ConfigError: There is no adapter.
@@ -189,14 +189,14 @@ def adapter_layout(given: str) -> Any:
 
 
 def check_base_of(key: str, given: str, bases: Collection[str]) -> None:
-    """Check that an adapter that ftdist has exported was trained on this base model. Others do not say it.
+    """Check that an adapter that ftdist exported was trained on this base model. Other adapters do not record this.
 
     Args:
         bases: The identity of the base model of the run, from ``ftdist.run.base_model.base_identity``, now and as older
             versions computed it.
 
     Raises:
-        ConfigError: It was trained on another one.
+        ConfigError: The adapter was trained on another base model.
     """
     mark = Path(given) / EXPORT_MARK
     trained_on = read_json(mark).get("base") if mark.is_file() else None
@@ -226,11 +226,11 @@ def base_warning(config: RunConfig) -> str:
 
 
 def to_train_longer(config: RunConfig, place: str) -> str:
-    """Return overrides, as words of a shell command, with which a new run goes on from the export of a finished run.
+    """Return overrides, as words of a shell command, with which a new run continues from the export of a finished run.
 
     Args:
         config: The config of the finished run.
-        place: Its run directory, as the message shall name it.
+        place: Its run directory, as it appears in the message.
     """
     if config.method.facts.adapters and not config.model.adapter:  # else the export is a whole model
         return f"method={config.method.kind.name} {override_word(INIT_FROM, place)}"

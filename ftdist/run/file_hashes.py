@@ -24,7 +24,7 @@ BLOCK = 1 << 20
 """Bytes that are read at a time."""
 
 _KNOWN: Dict[str, Dict[str, str]] = {}
-"""What this process has hashed, for a cache that cannot be written."""
+"""The hashes that this process has computed, in case the cache cannot be written."""
 
 
 class FileHashes:
@@ -76,7 +76,7 @@ class FileHashes:
 
 
 def sha256_of(file: Any) -> str:
-    """Return the hash of the rest of a binary file."""
+    """Return the SHA-256 of a binary file, from its current position to its end."""
     digest = hashlib.sha256()
     while block := file.read(BLOCK):
         digest.update(block)

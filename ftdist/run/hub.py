@@ -88,7 +88,8 @@ def is_fetched(config: RunConfig) -> bool:
 
 
 def offline_env(config: RunConfig) -> Dict[str, str]:
-    """Return the environment variable that keeps the programs of a run from asking the hub, if they can do without it.
+    """Return the environment variable that keeps the programs of a run from asking the hub, if the cache holds all
+    that they read.
 
     The result is empty if nothing comes from the hub, if something is missing, or if the user has set the variable.
     """
@@ -101,7 +102,7 @@ def offline_env(config: RunConfig) -> Dict[str, str]:
 
 
 def reads_only_hub_cache(config: RunConfig) -> bool:
-    """Return whether the programs of a run read the cache of the hub and ask nothing, by ``offline_env`` or because the
+    """Return whether the programs of a run read only the cache of the hub: because of ``offline_env``, or because the
     user has set the variable."""
     if not (repositories(config) or has_hub_data(config)):
         return False
@@ -109,7 +110,7 @@ def reads_only_hub_cache(config: RunConfig) -> bool:
 
 
 def told_to_be_offline() -> bool:
-    """Return whether the user forbids access to the hub. The words are those that huggingface_hub reads."""
+    """Return whether the user forbids access to the hub. Accepts the same values of the variable as huggingface_hub."""
     return os.environ.get(OFFLINE, "").upper() in ("1", "ON", "YES", "TRUE")
 
 
@@ -155,7 +156,8 @@ def _has_weights(folder: Path) -> bool:
 
 
 def _object(file: Path) -> Dict[str, Any]:
-    """Return the object in a JSON file. A damaged file counts as an empty object: whoever needs it refuses it."""
+    """Return the object in a JSON file. A damaged file counts as an empty object, and the code that needs its content
+    refuses it."""
     with suppress(ValueError, RecursionError):
         return read_json(file)
     return {}

@@ -61,7 +61,7 @@ def read_inputs(run: RunDir) -> Optional[Record]:
 
 
 def _problem(record: Record) -> str:
-    """Return what is wrong with the content of inputs.json. It is empty if nothing is."""
+    """Return what is wrong with the content of inputs.json, or an empty text if it is valid."""
     for name, kinds in (("format_version", (int,)), ("data", (dict, type(None))), ("files", (dict,))):
         if name not in record or not isinstance(record[name], kinds):
             return f"{name} is {'missing' if name not in record else 'not what it should be'}"
@@ -167,7 +167,7 @@ def check_files(run: RunDir, config: RunConfig) -> None:
         ConfigError: One of them has changed. The message names the first one.
     """
     record, kinds = read_inputs(run), ["model", "chat template", "tokenizer"]
-    if not run.checkpoint_folders():  # the first checkpoint holds what the adapter has become
+    if not run.checkpoint_folders():  # a checkpoint holds the trained adapter, so the original one is no longer needed
         kinds.append(INIT_FROM)
     if record is not None and (changed := changed_files(record, config, *kinds)):
         raise ConfigError(f"{run.path} was started with other files: {changed[0]}",

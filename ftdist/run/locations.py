@@ -46,7 +46,7 @@ def require_writable_cache(config: RunConfig, part: str) -> None:
 
 
 def model_location(config: RunConfig) -> str:
-    """Return what transformers loads the model from: a folder or a hub ID.
+    """Return where transformers loads the model from: a folder or a hub ID.
 
     For a GGUF file or a built-in model it is the folder in the cache to which ``ftdist.model.convert`` converts it. For
     a model that is defined by ``model.config`` and has random weights, it is an empty text.
@@ -63,7 +63,8 @@ def model_location(config: RunConfig) -> str:
 
 
 def tokenizer_location(config: RunConfig) -> str:
-    """Return what the tokenizer is loaded from: a folder, a hub ID, or ``bytes``, the built-in byte-level tokenizer."""
+    """Return where the tokenizer is loaded from: a folder, a hub ID, or ``bytes``, the built-in byte-level
+    tokenizer."""
     return config.model.tokenizer or model_location(config)
 
 

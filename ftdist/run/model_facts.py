@@ -159,7 +159,7 @@ def _file(config: RunConfig) -> Path:
 
 
 def _layout(given: str) -> Any:
-    """Return what was checked of an adapter. One that is gone was checked when the run began."""
+    """Return the layout of an adapter that was checked. If the adapter is gone, it was checked when the run began."""
     try:
         return adapter_layout(given)
     except ConfigError:

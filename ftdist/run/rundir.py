@@ -32,7 +32,7 @@ STOPPED = "stopped"
 NEAR_LIMIT = "near the time limit"
 """Exit reason of a run that stops because the time limit of its job is near."""
 PAUSED = "paused"
-"""State of a trial of a sweep that waits at a rung. The sweep decides whether it goes on."""
+"""State of a trial of a sweep that waits at a rung. The sweep decides whether it continues."""
 NUMBER = (int, float)
 STATUS_TYPES: Dict[str, Any] = {
     "state": str, "backend": str, "host": str, "job_id": str, "nodes": str, "exit_reason": str,
@@ -264,7 +264,8 @@ class RunDir:
         append_phase(self.timeline, phase, number, **fields)
 
     def read_provenance(self) -> Dict[str, Any]:
-        """Return the content of provenance.json. It is empty if the file is missing or damaged, as nothing needs it."""
+        """Return the content of provenance.json. It is empty if the file is missing or damaged, because no program
+        depends on it."""
         try:
             return read_json(self.provenance)
         except (FileNotFoundError, ValueError):

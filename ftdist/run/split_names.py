@@ -20,8 +20,7 @@ BESIDE_A_SPLIT = ("data", "of", "part", "set", "shard", "split", "v")
 
 
 def split_of(file: Path) -> Optional[str]:
-    """Return the split that the name of a file says. If it says none, the names of the folders that contain it are
-    used.
+    """Return the split that the name of a file contains. If it contains none, the names of its folders are used.
 
     Args:
         file: Path of the file inside the data set.
@@ -40,7 +39,7 @@ def split_kind(name: str) -> Optional[str]:
     """Return ``train``, ``test`` or ``validation`` if one of the words in a name means this, or None.
 
     As in the ``datasets`` library, words end at underscores, dashes, spaces, dots and digits. A name with words for
-    training and for another split (``train_test``) says no split.
+    both training and another split (``train_test``) names no split.
     """
     kinds = [SPLITS[word] for word in _words(name) if word in SPLITS]
     return kinds[0] if kinds and ("train" not in kinds or len(set(kinds)) == 1) else None

@@ -19,13 +19,13 @@ from ftdist.base.json_files import read_records
 QUEUE, PREPARING, STARTING, LOADING = "queue", "preparing", "starting", "loading"
 STEPS, EVALUATING, SAVING, EXPORTING, ENDED = "steps", "evaluating", "saving", "exporting", "ended"
 PHASES = (QUEUE, PREPARING, STARTING, LOADING, STEPS, EVALUATING, SAVING, EXPORTING, ENDED)
-"""What a run can be doing. After an attempt has ended, nothing runs and nothing waits in a queue."""
+"""The phases of a run. In the phase after the end of an attempt, no process of the run exists and no job is queued."""
 PHASE_OF_STATE = {"queued": QUEUE, "starting": STARTING, "done": ENDED, "failed": ENDED, "preempted": ENDED,
                   "paused": ENDED}  # fmt: skip
 """The phase that begins when status.json gets a state. In the state ``running``, rank 0 records the phases itself."""
 BEAT_S = 30.0
-"""Seconds after which a run in ``steps`` writes another record. So a run that was killed has lived at most this much
-longer than its last record says."""
+"""Seconds after which a run in ``steps`` writes another record. So a run that was killed ended at most this long after
+its last record."""
 
 Timeline = List[Dict[str, Any]]
 

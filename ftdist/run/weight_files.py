@@ -17,7 +17,7 @@ SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 INDEXES = tuple(f"{name}.index.json" for name in SINGLE_FILES)
 """A file that names the file of each weight."""
 WHOLE = tuple(name for pair in zip(SINGLE_FILES, INDEXES, strict=True) for name in pair)
-"""What transformers loads a model from. It takes the first one that exists."""
+"""The files that transformers loads a model from. It uses the first one that exists."""
 EXPLICIT = "transformers_weights"
 """The field of config.json that names another file."""
 TRAINED_TYPES = ("F64", "F32", "F16", "BF16")
@@ -67,7 +67,7 @@ def is_safetensors(file: Path) -> bool:
 def stored_layout(folder: Path) -> str:
     """Return a hash of the names, types and shapes of the tensors in a model's safetensors files.
 
-    It is that of no tensors if ``check_weight_files`` would refuse the folder.
+    If ``check_weight_files`` would refuse the folder, the hash is that of an empty list of tensors.
     """
     tensors: Dict[str, Any] = {}
     with suppress(ConfigError, OSError):
@@ -79,7 +79,8 @@ def stored_layout(folder: Path) -> str:
 def pickled_files(folder: Path) -> List[List[Any]]:
     """Return the name, the size and the time of the last change of each weights file that ``torch.save`` has written.
 
-    This module cannot read what is in them. There is none if ``check_weight_files`` would refuse the folder.
+    This module cannot read the content of these files. The result is empty if ``check_weight_files`` would refuse the
+    folder.
     """
     with suppress(OSError):
         files = [(file, file.stat()) for file in _accepted_files(folder) if not is_safetensors(file)]
@@ -88,7 +89,7 @@ def pickled_files(folder: Path) -> List[List[Any]]:
 
 
 def _accepted_files(folder: Path) -> List[Path]:
-    """Return the weights files of a folder. There is none if transformers would not find them."""
+    """Return the weights files of a folder. The result is empty if transformers would not find them."""
     with suppress(ConfigError, OSError, ValueError):
         return weight_files(folder, json.loads((folder / "config.json").read_text(encoding="utf-8")))
     return []

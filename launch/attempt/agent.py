@@ -11,7 +11,7 @@ COMMAND = "agent"
 
 
 def sweep_agent() -> Optional[psutil.Process]:
-    """Return the agent that has started this process, also through a shell or torchrun. None if no agent has.
+    """Return the agent that started this process, directly or through a shell or torchrun. None if no agent did.
 
     The agent is the nearest ancestor that was itself started without the variable ``SWEEP``. Its command is
     ``wandb agent …``. If it is another command, a user has set the variable, and no agent waits for this process.

@@ -35,7 +35,7 @@ SLURM_FAILED = re.compile(
 )  # fmt: skip
 """srun's messages about a node that is lost or does not answer."""
 OWN_ERROR = re.compile(r"^error: (.+(?:\n  .+)*)", re.MULTILINE)
-"""An error that ftdist itself printed before there were ranks."""
+"""An error that ftdist itself printed before the ranks started."""
 RAISED = re.compile(r"^(?!\S*ChildFailedError)((?:\w+\.)*[A-Z]\w*(?:Error|Exception): .+)", re.MULTILINE)
 """The last line of the traceback of a rank that could not record its error, for example because a library is missing.
 Torchrun's own error is left out."""
@@ -61,7 +61,7 @@ class RankEnd:
 
     @property
     def aborted(self) -> bool:
-        """Whether it aborted itself. A collective that has lost a rank does this to its process."""
+        """Whether it aborted itself. PyTorch aborts the process when a collective has lost another rank."""
         return -self.code == signal.SIGABRT
 
 
@@ -74,8 +74,8 @@ def explain_failure(run: RunDir, attempt: int, logs: List[Path], code: int) -> L
 
     Args:
         attempt: number of the attempt.
-        logs: files with the output of what started the ranks, one for each machine.
-        code: exit code of what started the ranks, or minus the number of the signal that ended it.
+        logs: output of the process that started the ranks, one file for each machine.
+        code: exit code of the process that started the ranks, or minus the number of the signal that ended it.
     """
     where = f"logs: {run.logs}"
     resume = shell_words(["ftdist", "resume", str(run.path)])

@@ -91,8 +91,8 @@ def conclude(run: RunDir, attempt: int, code: int, logs: List[Path], stopped: st
 
     Args:
         attempt: the number that ``begin`` returned. Restarts by torchrun get the numbers after it.
-        code: exit code of what started the ranks, or minus the number of the signal that ended it.
-        logs: files with the output of what started the ranks, one for each machine.
+        code: exit code of the process that started the ranks, or minus the number of the signal that ended it.
+        logs: output of the process that started the ranks, one file for each machine.
         stopped: why the ranks were ended on purpose, if they were. Then the attempt has not failed, even if it could
             not save. A second Ctrl-C counts as such a reason.
 
@@ -117,7 +117,7 @@ def ended_at_once(run: RunDir, code: int) -> bool:
     """Return whether a second Ctrl-C ended the ranks: they were killed after a request to stop.
 
     Args:
-        code: exit code of what started the ranks, or minus the number of the signal that ended it.
+        code: exit code of the process that started the ranks, or minus the number of the signal that ended it.
     """
     return code == -signal.SIGKILL and run.preempt.exists()
 

@@ -35,8 +35,8 @@ class Backend(Protocol):
     A backend is what other tools call a launcher. In ftdist, the launcher is the process ``ftdist train`` or ``ftdist
     resume`` that uses a backend.
 
-    To add one: a member of ``LaunchKind`` and its settings (``ftdist/config/launch.py``), a class with these methods, a
-    line in ``registry.py``, and its file in ``conf/launch/``. ``docs/design.md`` lists all steps.
+    To add a backend, add a member of ``LaunchKind`` and its settings (``ftdist/config/launch.py``), a class with these
+    methods, a line in ``registry.py``, and a file in ``conf/launch/``. ``docs/design.md`` lists all steps.
     """
 
     kind: LaunchKind

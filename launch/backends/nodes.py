@@ -116,8 +116,8 @@ def run_node(config: RunConfig, run: RunDir, rank: int, attempt: int, begun: boo
 
     Raises:
         ConfigError: torch of this machine was built for CPU, and the run wants GPUs.
-        LaunchError: the machines did not find each other, there are too many of them, or a rank failed. The message
-            names the machine.
+        LaunchError: the machines did not find each other, two machines have the same index, or a rank failed. The
+            message names the machine.
     """
     check_torch(config.launch)  # the environment of this machine may be another one than the launcher's
     if rank:

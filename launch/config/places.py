@@ -8,7 +8,7 @@ from typing import Dict, Iterator, Mapping
 from ftdist.base.errors import EXIT_USAGE, FtdistError
 
 _FILES: ContextVar[Dict[str, str]] = ContextVar("_FILES")
-"""For each dotted key that a file sets in the config that was composed last: the file."""
+"""The file that set each dotted key in the config that was composed last."""
 KEY = re.compile(r"(?<![\w./-])[a-z]\w*(?:\.\w+)*(?==)|(?<![\w./-])[a-z]\w*(?:\.\w+)+")
 """A key in a message: ``name=``, ``launch.slurm.time=60``, or ``launch.slurm.options``."""
 

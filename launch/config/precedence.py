@@ -12,7 +12,8 @@ NOT_SET = Origin(-1, "", True, None)
 
 
 def settle(composed: DictConfig, origins: Dict[str, Origin]) -> None:
-    """Decide between the two settings for the length of a run, and between the two for its warm-up, in place.
+    """Choose between ``train.max_steps`` and ``train.epochs``, and between ``optim.warmup_steps`` and
+    ``warmup_ratio``, in place.
 
     The level of a value is its place in the order in which Hydra merges. From the most to the least specific, they are
     the command line, an experiment, a primary config, and the file of a group. The value that loses becomes null
@@ -31,7 +32,7 @@ def settle(composed: DictConfig, origins: Dict[str, Origin]) -> None:
 def _choose(
     composed: DictConfig, origins: Dict[str, Origin], first: Tuple[str, object], second: Tuple[str, object]
 ) -> Origin:
-    """Reset one of two keys if both are set. Each key is given with the value that means that it is not set.
+    """If both keys are set, reset the less specific one. Each argument is a key and the value that means "not set".
 
     Returns:
         The origin of the value that is left. NOT_SET if both keys hold their defaults.

@@ -93,14 +93,14 @@ def sweep(request: SweepRequest, run_trials: RunTrials) -> None:
             composed = loader.load_configuration(request.config_name, [*overrides, *ours], RunMode.MULTIRUN)
         _quote_params(composed)
         naming = cast(ConfigLoader, _TrialLoader(loader, overrides))
-        context = HydraContext(naming, callbacks=cast(Any, None))  # callbacks run a user's code: they were refused
+        context = HydraContext(naming, callbacks=cast(Any, None))  # peek_sweep has refused callbacks
         plugins = Plugins.instance()
         sweeper = plugins.instantiate_sweeper(config=composed, hydra_context=context, task_function=run_trials)
         sweeper.sweep(arguments=list(composed.hydra.overrides.task))
 
 
 def _quote_params(composed: DictConfig) -> None:
-    """Quote text in the search space that a config file gives, as it is done for the command line."""
+    """Quote text in a search space from a config file, as for a search space on the command line."""
     params = OmegaConf.select(composed, "hydra.sweeper.params") or {}
     for key, space in params.items():
         params[key] = quote_texts([f"{key}={space}"])[0].partition("=")[2]
@@ -145,7 +145,7 @@ class _TrialLoader:
 
 
 class TrialLauncher(Launcher):
-    """What Hydra's sweepers call a launcher: it gets the overrides of trials and returns their objectives."""
+    """The launcher plugin of Hydra's sweepers: it gets the overrides of trials and returns their objectives."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: Any, config: DictConfig) -> None:
         self._loader, self._run_trials, self._config = hydra_context.config_loader, task_function, config
@@ -193,10 +193,10 @@ def _refuse_foreign_code(composed: DictConfig) -> None:
 
 
 def _refuse_other_direction(composed: DictConfig) -> None:
-    """Refuse a sweeper that does not minimize what it is told.
+    """Refuse a sweeper that does not minimize the number that ftdist gives it.
 
     Raises:
-        ConfigError: it maximizes, or it has several objectives.
+        ConfigError: the sweeper maximizes, or it has several objectives.
     """
     direction = OmegaConf.select(composed, "hydra.sweeper.direction")
     if direction is not None and getattr(direction, "name", direction) != "minimize":
@@ -206,7 +206,7 @@ def _refuse_other_direction(composed: DictConfig) -> None:
 
 
 def _target(group: str, name: str) -> str:
-    """Return the class that one of Hydra's own options stands for."""
+    """Return the class path (``_target_``) in one of Hydra's own options."""
     return str(ConfigStore.instance().load(f"{group}/{name}.yaml").node["_target_"])
 
 

@@ -137,7 +137,7 @@ def restore_texts(composed: DictConfig, origins: Dict[str, Origin]) -> None:
 
 
 def _is_changed(written: Any, read: Any) -> bool:
-    """Return whether YAML has changed a text: the value was read from it, and is another text."""
+    """Return whether YAML changed a text: ``read`` is what YAML makes of ``written``, but as text the two differ."""
     if not isinstance(written, str) or read is None or str(read) == written or "${" in written:
         return False
     try:

@@ -37,7 +37,7 @@ def cell(text: str) -> Text:
 
 
 def show_machine() -> None:
-    """Print what this machine has."""
+    """Print the hardware of this machine and the versions of the libraries."""
     console = _console()
     for what, value in machine_summary().items():
         console.print(f"[bold]{what:10}[/bold] {value}")

@@ -61,7 +61,7 @@ def prepare_model(config: RunConfig) -> None:
     """Fetch or convert the model if that is needed, and check that it can be fine-tuned with these settings.
 
     Raises:
-        ProgramFailed: the model cannot be fetched, converted or fine-tuned; the program has said why.
+        ProgramFailed: the model cannot be fetched, converted or fine-tuned; the program has printed the reason.
         ConfigError: the settings do not fit the model, or it is not in the cache of a machine without a network.
     """
     fetch_model(config)
@@ -81,7 +81,7 @@ def fetch_model(config: RunConfig) -> None:
     """Fetch the model and the tokenizer if they are on the hub.
 
     Raises:
-        ProgramFailed: the hub refuses; the program has said why.
+        ProgramFailed: the hub refuses; the program has printed the reason.
         ConfigError: the hub does not answer, and they are not in its cache.
     """
     if repositories(config) and not fetch_from_hub(config) and not is_fetched(config):
@@ -103,7 +103,7 @@ def fetch_from_hub(config: RunConfig) -> bool:
         Whether everything is in the cache. False if the hub does not answer. The program has then told the user.
 
     Raises:
-        ProgramFailed: the hub refuses; the program has said why.
+        ProgramFailed: the hub refuses; the program has printed the reason.
     """
     found, pinned = repositories(config), copy.deepcopy(config)
     pin_revision(pinned)
@@ -161,7 +161,7 @@ def prepare_data(config: RunConfig) -> Path:
     """Prepare the data unless the cache holds it. Returns its folder.
 
     Raises:
-        ProgramFailed: the data cannot be prepared; the program has said why.
+        ProgramFailed: the data cannot be prepared; the program has printed the reason.
         ConfigError: the cache cannot be written.
         AccessError: this user may not read the data.
     """
@@ -177,7 +177,7 @@ def prepare_run_data(config: RunConfig, run: RunDir) -> Path:
     """Find or prepare the data of a run that was frozen before, and record what it is. Returns its folder.
 
     Raises:
-        ProgramFailed: the data cannot be prepared; the program has said why.
+        ProgramFailed: the data cannot be prepared; the program has printed the reason.
         DataError: the data of the run is gone and cannot be prepared again, or is different when it is prepared again.
         ConfigError: the files of its model or tokenizer, or its chat template, have changed.
     """

@@ -5,7 +5,7 @@ SWEEP_DIR/
   sweep.json        the request: overrides, config folder, working directory
   index.jsonl       number and overrides of each trial, one line each, written before it starts
   objectives.json   the objectives that the sweeper was given, by number of the trial
-  rungs.jsonl       which trials went on at each rung
+  rungs.jsonl       which trials continued after each rung
   status.json       state of the sweep as a whole, and the process that runs it
   000/ 001/ …       the trials: ordinary run directories
 ```
@@ -56,7 +56,7 @@ class SweepDir(RunDir):
         return Trial(number, overrides, RunDir(self.path / f"{number:03d}"))
 
     def trials(self) -> List[Trial]:
-        """Return every trial that was proposed so far. A last line that a crash has cut is left out.
+        """Return every trial that was proposed so far. A last line that is incomplete after a crash is left out.
 
         Raises:
             ConfigError: the index is not what a sweep writes.
@@ -92,11 +92,11 @@ class SweepDir(RunDir):
                               "restore the file, or start a new sweep") from error  # fmt: skip
 
     def add_objectives(self, objectives: Dict[int, float]) -> None:
-        """Write down objectives that the sweeper is given."""
+        """Record objectives that the sweeper is given."""
         write_json(self.objectives, {**self.read_objectives(), **objectives})
 
     def read_promoted(self, rung: Optional[int], trials: List[Trial]) -> Optional[List[Trial]]:
-        """Return those of these trials that went on at a rung. None if it has not been decided.
+        """Return which of the given trials continued after a rung. None if they have not been chosen yet.
 
         Args:
             rung: the step, or None for the end of the run, where nothing is decided.
@@ -107,12 +107,12 @@ class SweepDir(RunDir):
         return None
 
     def add_promoted(self, rung: int, trials: List[Trial], promoted: List[Trial]) -> None:
-        """Write down which trials go on at a rung."""
+        """Record which trials continue after a rung."""
         record = {"rung": rung, "trials": [t.number for t in trials], "promoted": [t.number for t in promoted]}
         _write_lines(self.rungs, [*read_records(self.rungs), record])
 
     def settings(self) -> SweepConfig:
-        """Return how the trials are compared, as the first trial says. The default before a trial is frozen."""
+        """Return the section ``sweep`` of the first frozen trial, or the defaults if no trial is frozen yet."""
         first = next((trial.run.config for trial in self.trials() if trial.run.config.is_file()), None)
         return SweepConfig() if first is None else load_config(first).sweep
 

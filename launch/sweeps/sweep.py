@@ -298,7 +298,7 @@ class _Sweep:
 
 @contextlib.contextmanager
 def _named(trials: List[Trial], trial: Trial) -> Iterator[None]:
-    """Put what makes a trial different from the others of its batch into the errors of the ``with`` block."""
+    """Add the overrides in which a trial differs from the others of its batch to errors in the ``with`` block."""
     try:
         yield
     except (ConfigError, DataError) as error:

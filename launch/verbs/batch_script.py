@@ -52,7 +52,7 @@ def add_end_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def begin(args: argparse.Namespace) -> int:
-    """Begin an attempt before the ranks: prepare model and data, and write the attempt's number into RUN_DIR/attempt.
+    """Begin an attempt: prepare model and data before the ranks start, and write its number to RUN_DIR/attempt.
 
     A run does not begin if it was asked to stop after it was submitted, or if it has been requeued too often.
 
@@ -89,7 +89,7 @@ def begin(args: argparse.Namespace) -> int:
         inputs.prepare_model(config)
         banner.show_data_warnings(config, inputs.prepare_run_data(config, run))
     except FtdistError as error:
-        if isinstance(error, ProgramKilled) and error.number == signal.SIGTERM:  # _end decides, as for the ranks
+        if isinstance(error, ProgramKilled) and error.number == signal.SIGTERM:  # _end decides what follows
             print(f"note: {error.found}", file=sys.stderr)
             return 128 + signal.SIGTERM
         reason = str(error).partition("\n")[0] or "model or data could not be prepared: see the job's log"
@@ -101,7 +101,7 @@ def begin(args: argparse.Namespace) -> int:
 
 
 def end(args: argparse.Namespace) -> int:
-    """Conclude an attempt after the ranks, and print ``requeue`` if the job must be requeued.
+    """Conclude an attempt after the ranks have ended, and print ``requeue`` if the job must be requeued.
 
     Returns:
         The exit code of the attempt.
@@ -127,7 +127,7 @@ def _conclude(run: RunDir, args: argparse.Namespace) -> int:
     if state in ("done", PAUSED):
         run.write_status(exit_code=EXIT_DONE)
         return EXIT_DONE
-    if state == "failed" or (state == "preempted" and not run.attempt.is_file()):  # before there were ranks
+    if state == "failed" or (state == "preempted" and not run.attempt.is_file()):  # before the ranks started
         return int(status.get("exit_code") or EXIT_FAILED)
     number = _attempt(run)
     logs = [*sorted(run.logs.glob(f"node-*.attempt-{number}.log")), run.job_log(args.job)]
@@ -158,7 +158,7 @@ def _failed_before_ranks(run: RunDir, code: int) -> LaunchError:
     how = f"was killed by {failure.signal_name(number)}" if number > 0 else f"ended with exit code {code}"
     if number == signal.SIGKILL:
         resume += " launch.slurm.mem=SIZE, more than before: the usual cause is that the job ran out of memory"
-    return LaunchError(f"the preparation of the model and the data {how}, before the ranks\n  logs: {run.logs}",
+    return LaunchError(f"the preparation of the model and the data {how}, before the ranks started\n  logs: {run.logs}",
                        fix=resume)  # fmt: skip
 
 

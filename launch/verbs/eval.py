@@ -40,8 +40,8 @@ def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
 def eval(args: argparse.Namespace) -> int:
     """Print the held-out losses of a checkpoint, on this machine: on the run's own held-out data or on other data.
 
-    With ``--tasks``, print how many questions the checkpoint and its base model answer rightly instead, or how many a
-    model without a run does.
+    With ``--tasks``, print instead how many questions the checkpoint and its base model answer correctly. The argument
+    may then also be a model that no run has trained.
 
     Raises:
         ConfigError: there is no such run, checkpoint or task, or an override that ``ftdist eval`` does not take.
@@ -52,7 +52,7 @@ def eval(args: argparse.Namespace) -> int:
     run = RunDir.open(args.run_dir)
     run = RunDir(run.path.resolve())
     tasks = [] if args.tasks is None else ["--tasks", ",".join(task_places(args.tasks).values())]
-    if tasks:  # they do not depend on the data
+    if tasks:  # the answers do not depend on the data of the run
         check_changes(args.overrides, "eval --tasks", [key for key in EVALUATED if key != "data"])
     check_changes(args.overrides, "eval", EVALUATED)
     run.find_checkpoint(args.checkpoint)
@@ -60,7 +60,7 @@ def eval(args: argparse.Namespace) -> int:
     if args.overrides:
         config = compose.change(config, args.overrides)
     resolve.resolve_paths(config)
-    if not backend_of(config).on_this_machine:  # it was trained elsewhere
+    if not backend_of(config).on_this_machine:  # the launch settings are for other machines
         config.launch = LaunchConfig(timeout_s=config.launch.timeout_s)
     resolve.resolve_ranks(config)
     inputs.prepare_model(config)

@@ -1,4 +1,4 @@
-"""``ftdist eval MODEL --tasks TASKS``: how many questions a model answers rightly, without a run."""
+"""``ftdist eval MODEL --tasks TASKS``: count the questions that a model without a run answers correctly."""
 
 import argparse
 import re
@@ -41,7 +41,7 @@ def is_model(given: str) -> bool:
 
 
 def eval_model(args: argparse.Namespace) -> int:
-    """Print how many questions a model answers rightly.
+    """Print how many questions a model answers correctly.
 
     Raises:
         ConfigError: there is no such model or task, or an override that does not fit.
@@ -92,7 +92,7 @@ def _use_adapter(config: RunConfig, folder: Path) -> None:
     """Set the model to the base model that an adapter names, with the adapter added to its weights.
 
     Raises:
-        ConfigError: its base had weights in 4 bits, or is not stored anywhere.
+        ConfigError: the base model had 4-bit weights, or random weights that are not stored anywhere.
     """
     mark, base = folder / EXPORT_MARK, base_name(str(folder))
     four_bits = mark.is_file() and read_json(mark).get("quantization")

@@ -42,7 +42,7 @@ def add_resume_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def resume(args: argparse.Namespace) -> int:
-    """Resume a run with the config that was frozen, or those trials of a sweep that are not finished.
+    """Resume a run with its frozen config, or resume the unfinished trials of a sweep.
 
     Overrides may change how a run is computed, never what is computed.
 
@@ -95,7 +95,7 @@ def resume(args: argparse.Namespace) -> int:
     if not backend.uses_scheduler:  # a job of a scheduler prepares model and data itself
         run.record_phase(PREPARING, lifecycle.next_attempt(run))
         resolve.resolve_ranks(config)
-        check_files(run, config)  # loading the model would only say that a file is missing
+        check_files(run, config)  # first, because the error of loading the model only says that a file is missing
         inputs.prepare_model(config)
         inputs.prepare_run_data(config, run)
     code = backend.start(config, run)
@@ -114,7 +114,7 @@ def _resume_sweep(args: argparse.Namespace) -> int:
 
 
 def _who(status: Status) -> str:
-    """Return what runs a run that is under way, to be added to its state: `` as job 7``."""
+    """Return the job or process of a run that is under way, as text to append to its state: `` as job 7``."""
     if backend_of_status(status).uses_scheduler:
         return f" as job {status.get('job_id')}"
     return f", started by process {status['pid']} on {status.get('host')}" if status.get("pid") else ""
@@ -186,7 +186,7 @@ def _changed(run: RunDir, config: RunConfig, overrides: List[str]) -> Tuple[RunC
     resolve.resolve_cache(changed)
     keys = [override.split("=")[0] for override in overrides]
     if "launch.nproc_per_node" in keys and "launch.threads_per_rank" not in keys:
-        changed.launch.threads_per_rank = None  # follows from the number of ranks again
+        changed.launch.threads_per_rank = None  # is computed again from the number of ranks
     resolve.resolve_ranks(changed)
     plan = plan_resumed(changed.batch, layout_of(changed).data, changed.data.max_seq_len, changed.launch.nnodes)
     changed.batch.grad_accum_steps = plan.grad_accum_steps

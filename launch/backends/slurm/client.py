@@ -68,7 +68,8 @@ def run_command(*command: str, check: bool = True) -> str:
         check: treat a failure as an error.
 
     Raises:
-        LaunchError: Slurm is not installed, does not answer, or refuses the command. The message quotes Slurm's.
+        LaunchError: Slurm is not installed, does not answer, or refuses the command. The message quotes Slurm's
+        message.
     """
     done = _run(*command)
     if check and done.returncode != 0:
@@ -131,8 +132,8 @@ def command_output(*command: str) -> str:
 def refusal(options: Sequence[str]) -> str:
     """Return why sbatch would refuse a job with these options. Nothing is submitted.
 
-    The result is empty if it would accept the job or cannot be queried. A reason may also be that no node is free now,
-    with which the job would only wait: the caller chooses the reasons that it acts on.
+    The result is empty if it would accept the job or cannot be queried. Slurm may also say that no node is free now.
+    Such a job would only wait, so the caller decides which reasons count.
     """
     with contextlib.suppress(LaunchError):
         done = _run("sbatch", "--test-only", *options, "--wrap=true")
@@ -174,7 +175,7 @@ def find_jobs(ids: List[str]) -> Dict[str, Job]:
 
 @dataclass(frozen=True)
 class RunningJob:
-    """What a job that runs asks Slurm about itself."""
+    """What Slurm tells a running job about itself."""
 
     over: bool
     end: Optional[float]

@@ -138,7 +138,8 @@ def successor(run: RunDir, job: str) -> Optional[str]:
 
 
 def outcome(run: RunDir, job: Optional[client.Job]) -> int:
-    """Return the exit code of a run whose job is over. If the run could not record how it ended, it is done here.
+    """Return the exit code of a run whose job is over. If the run could not record how it ended, this function records
+    it.
 
     Raises:
         LaunchError: Slurm ended the job, and the run could not record the reason.

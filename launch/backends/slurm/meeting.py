@@ -28,7 +28,7 @@ LONGEST = 1000
 
 @dataclass(frozen=True)
 class Meeting:
-    """How one node takes part."""
+    """The addresses with which one node takes part in the run."""
 
     first: str
     """Address at which this node reaches the first node."""

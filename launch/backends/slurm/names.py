@@ -20,8 +20,8 @@ NOT_TESTED = {"job-name", "output", "open-mode"}
 ACCOUNT = re.compile(r"invalid account|account not permitted", re.IGNORECASE)
 QOS = re.compile(r"invalid qos|qos not permitted", re.IGNORECASE)
 RESERVATION = re.compile(r"reservation is invalid|denied to requested reservation", re.IGNORECASE)
-"""What sbatch says if it knows no such account, QOS or reservation, or if the user may not use it. Slurm also names
-them where a job has to wait or a limit is reached. That is no reason to refuse it here."""
+"""What sbatch says if it knows no such account, QOS or reservation, or if the user may not use it. Slurm's other
+messages about them say that the job has to wait or that a limit is reached. Such a job is not refused."""
 RESERVATION_NAME = re.compile(r"\bReservationName=(\S+)")
 ASSOCIATION = re.compile(r"^([\w.@+-]+)\|([\w.@+,-]*)$", re.MULTILINE)
 """A line of ``sacctmgr --parsable2``: account and its QOS. A banner has spaces."""
@@ -31,8 +31,8 @@ def check_partitions(launch: LaunchConfig, listed: Sequence[str]) -> None:
     """Check that every partition of a job exists.
 
     Args:
-        listed: the partitions of which sinfo has listed nodes. It is asked again if one is not among them: a partition
-            may have no nodes, or be hidden.
+        listed: the partitions of which sinfo has listed nodes. sinfo is asked again if a partition is not among
+            them, because it may have no nodes or be hidden.
 
     Raises:
         ConfigError: a partition does not exist. The message names the partitions that do.

@@ -55,7 +55,7 @@ class Owner:
     torchrun: str = ""
     """Id of the user's own torchrun, or empty."""
     submits: bool = False
-    """Whether it only submits a job."""
+    """Whether the owner is a process that only submits a job."""
     ended: bool = False
     """Whether it has released the run."""
 

@@ -39,9 +39,9 @@ class Node:
     gpus: int
     cpus: int
     default_s: float = math.inf
-    """Seconds that a job may run which asks for no time limit."""
+    """Default time limit of a job, in seconds."""
     limit_s: float = math.inf
-    """Seconds that a job may ask for."""
+    """Largest time limit that a job may ask for, in seconds."""
     types: Mapping[str, int] = field(default_factory=dict)
     """Number of its GPUs of each type. Empty text for GPUs without a type."""
 
@@ -150,8 +150,8 @@ def check_time(slurm: SlurmConfig, nodes: List[Node]) -> None:
 def resolve_ranks(launch: LaunchConfig) -> bool:
     """Fill in, in place, the device, nproc_per_node and cpus_per_gpu from what the nodes have.
 
-    If Slurm cannot be queried, a node is taken to have its share of ``made_for_gpus``, or one GPU. Then a note is
-    printed. A job on CPU must be requested: nodes may have GPUs that Slurm does not know of.
+    If Slurm cannot be queried, each node is assumed to have its share of ``made_for_gpus``, or one GPU, and a note is
+    printed. A job on CPU needs ``launch.device=cpu``, because nodes may have GPUs that Slurm does not know of.
 
     Returns:
         Whether Slurm could be asked.

@@ -71,7 +71,7 @@ def _gpus(launch: LaunchConfig) -> Dict[str, Optional[object]]:
 
 
 def cpus_asked(launch: LaunchConfig) -> Optional[int]:
-    """Return the CPUs that the job asks for on each node. None: it takes what the site gives."""
+    """Return the CPUs that the job asks for on each node. None: the job uses the default of the site."""
     return launch.slurm.cpus_per_node or (launch.slurm.cpus_per_gpu or 0) * (launch.nproc_per_node or 1) or None
 
 
@@ -154,9 +154,9 @@ def sbatch_options(config: RunConfig, array: Optional[Array] = None) -> List[str
     }
     theirs = {option_name(option) for option in options if not _other_gres(option)}
     for kind in (GPU_OPTIONS, CPU_OPTIONS, MEMORY_OPTIONS):
-        if theirs & kind:  # the user's options ask for it
+        if theirs & kind:  # the user's options replace the whole group
             theirs |= kind
-    replaced = {name for name in given for their in theirs if name.startswith(their)}  # Slurm accepts the beginning
+    replaced = {name for name in given for their in theirs if name.startswith(their)}  # Slurm accepts prefixes of names
     ours = [f"--{name}={value}" for name, value in given.items() if value is not None and name not in replaced]
     if slurm.exclusive and "exclusive" not in theirs:
         ours.append("--exclusive")

@@ -39,8 +39,8 @@ NODE_ADDRESS = re.compile(r"\bNodeAddr=(\S+)")
 def is_task() -> bool:
     """Return whether srun started this process as one of several tasks.
 
-    A batch script or a shell of ``srun --pty`` is no such task, and may start a run itself. An agent of a W&B sweep is
-    none either: each agent runs its own trials.
+    A batch script or a shell of ``srun --pty`` is not such a task: it may start a run itself. Nor is an agent of a W&B
+    sweep: each agent runs its own trials.
     """
     environ = os.environ
     several = int(environ.get("SLURM_STEP_NUM_TASKS") or "1") > 1

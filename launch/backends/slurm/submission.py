@@ -43,7 +43,7 @@ def sbatch(script: Path, *runs: RunDir) -> str:
 
     Raises:
         LaunchError: Slurm refuses the script, or it is not known whether Slurm has accepted it. The message quotes
-        Slurm's.
+            Slurm's message.
     """
     if mine := _own_defaults():
         print(f"note: the environment variables {', '.join(mine)} are ignored; set job options in launch.slurm",
@@ -79,7 +79,7 @@ def _resume(script: Path) -> str:
 
 @contextlib.contextmanager
 def _saying_when(script: Path) -> Iterator[None]:
-    """Give the error of a Slurm that does not answer a fix that names the run or sweep of a script."""
+    """If Slurm does not answer, raise the error with a fix that names the run or sweep of the script."""
     try:
         yield
     except NoAnswer as error:

@@ -111,7 +111,8 @@ def test_a_job_that_is_killed_while_it_prepares_says_so(
     assert end(run, code) == EXIT_FAILED
     said, status = capsys.readouterr(), run.read_status()
     assert (
-        f"the preparation of the model and the data {how}, before the ranks" in said.err and "requeue" not in said.out
+        f"the preparation of the model and the data {how}, before the ranks started" in said.err
+        and "requeue" not in said.out
     )
     assert ("ran out of memory" in said.err and "launch.slurm.mem=SIZE" in said.err) == (code == 137)
     assert (status["state"], status["exit_code"]) == ("failed", EXIT_FAILED) and how in status["exit_reason"]
