@@ -5,10 +5,10 @@ P is the sum of the routers' probabilities of the expert. Both are divided by th
 formula of Fedus et al. 2022 (https://arxiv.org/abs/2101.03961, equations 4 to 6), as transformers computes it: over the
 tokens of all layers together.
 
-f and P are computed over the whole global batch, so that the loss does not depend on how the batch is split. The product is
-not a sum over micro-batches, but f has no gradient: once f is known, the rest is a sum. With one micro-batch for each
-rank, f is summed over the ranks between forward and backward. With several, a step first runs all of them without
-gradients.
+f and P are computed over the whole global batch, so that the loss does not depend on how the batch is split. The
+product is not a sum over micro-batches, but f has no gradient: once f is known, the rest is a sum. With one
+micro-batch for each rank, f is summed over the ranks between forward and backward. With several, a step first runs all
+of them without gradients.
 """
 
 from typing import Any, Callable, Dict, List, Sequence
