@@ -37,6 +37,9 @@ TEXT_PARTS = ("text_config", "decoder")
 """Fields in which transformers looks for the language part of a model, also if the model has no parts."""
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 """Types of weights, as the ``dtype`` of a config names them."""
+UNUSUAL_OUTPUTS = {"output_attentions": (True, "false", "output_attentions"), "return_dict": (False, "true", "tuple")}
+"""Fields that change what a model returns: a value with which some models fail, what is expected, and a word in the
+reason of the failure."""
 WHOLE, ABOVE = "a whole number of at least 1", "a number greater than 0"
 
 
@@ -156,7 +159,7 @@ def odd_values(fields: Mapping[str, Any], model_type: Any = None, place: str = "
     optional = {field.name for field in dataclasses.fields(made) if "None" in str(field.type)} if made else set()
     parts = getattr(made, "sub_configs", {})
     for name, value in fields.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and name not in ("dtype", "torch_dtype"):
             if made is not None and name in TEXT_PARTS and name not in parts and "auto_map" not in fields:
                 yield OddValue(f"{place}{name}", value, f"no such field: a {made.model_type} model has no parts")
                 continue
@@ -206,10 +209,14 @@ def _out_of_range(fields: Mapping[str, Any], place: str) -> Iterator[OddValue]:
     for name, value in fields.items():
         if name == "pad_token_id" and isinstance(value, int) and isinstance(rows, int) and value >= rows:
             yield OddValue(f"{place}{name}", value, f"a number below vocab_size={rows}", certain=False, word="padding")
+        if name in UNUSUAL_OUTPUTS and value is UNUSUAL_OUTPUTS[name][0]:
+            _, expected, word = UNUSUAL_OUTPUTS[name]
+            yield OddValue(f"{place}{name}", value, expected, certain=False, word=word)
     chosen = next(((name, fields[name]) for name in CHOSEN if isinstance(fields.get(name), int)), None)
     experts = next(((name, fields[name]) for name in EXPERTS if isinstance(fields.get(name), int)), None)
     if chosen and experts and chosen[1] > experts[1]:
-        yield OddValue(f"{place}{chosen[0]}", chosen[1], f"at most {experts[0]}={experts[1]}", certain=False)
+        yield OddValue(f"{place}{chosen[0]}", chosen[1], f"at most {experts[0]}={experts[1]}",
+                       certain=experts[1] > 1)  # fmt: skip
 
 
 def _is_number(text: str) -> bool:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Dict, Optional
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
@@ -57,19 +56,20 @@ def model_config(config: RunConfig) -> PretrainedConfig:
             model_location(config), revision=model.revision, trust_remote_code=model.trust_remote_code
         )
     except Exception as error:  # the validation of transformers raises many kinds of exceptions
-        reason, place = reason_of(error), "model.config" if model.config else f"{model_location(config)}/config.json"
-        if model.config or isinstance(error, StrictDataclassError):
-            fix = "correct model.config" if model.config else "correct config.json in a local copy of the model"
-            raise ConfigError(f"{place}: {reason}{shown_field(config, reason)}", "values that the model type supports",
-                              fix) from error  # fmt: skip
+        reason, location = reason_of(error), model_location(config)
         if "does not recognize this architecture" in str(error):
             raise unknown_type(config) from error
-        found = f"{model_location(config)}: {reason}"
         if "trust_remote_code" in str(error):
-            found = f"{model_location(config)}: Python code in this folder or repository builds the model"
-            raise ConfigError(found, "a model that transformers builds",
+            raise ConfigError(f"{location}: Python code in this folder or repository builds the model",
+                              "a model that transformers builds",
                               "model.trust_remote_code=true, if you trust the author") from error  # fmt: skip
-        raise ConfigError(found, "a model that transformers can load", "check model.path or model.hub") from error
+        if not model.config and (isinstance(error, (OSError, ImportError)) or model.trust_remote_code):
+            raise ConfigError(f"{location}: {reason}", "a model that transformers can load",
+                              "check model.path or model.hub") from error  # fmt: skip
+        place = "model.config" if model.config else f"{location}/config.json"
+        fix = "correct model.config" if model.config else "correct config.json in a local copy of the model"
+        raise ConfigError(f"{place}: {reason}{shown_field(config, reason)}", "values that the model type supports",
+                          fix) from error  # fmt: skip
     if not model.trust_remote_code and hasattr(arch, "auto_map"):
         del arch.auto_map  # names of classes in files that are not read
     return arch

@@ -45,7 +45,11 @@ def refused(**fields: Any) -> ConfigError:
         ({"text_config": {"hidden_size": 16}}, "model.config.text_config=", "a llama model has no parts"),
         ({"pad_token_id": 5000}, "(pad_token_id=5000 may be the cause)", "below vocab_size="),
         ({"model_type": "mixtral", "num_local_experts": 2, "num_experts_per_tok": 4},
-         "(num_experts_per_tok=4 may be the cause)", "at most num_local_experts=2"),
+         "model.config.num_experts_per_tok=4", "at most num_local_experts=2"),
+        ({"dtype": {"": "float32"}}, "model.config.dtype={'': 'float32'}", "one of float64, float32"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "Missing required keys", "supports"),
+        ({"return_dict": False}, "(return_dict=false may be the cause)", "true"),
+        ({"output_attentions": True}, "(output_attentions=true may be the cause)", "exported"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )  # fmt: skip
@@ -72,6 +76,10 @@ def test_the_file_of_a_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({**LLAMA, "tie_word_embeddings": "yes"}))
     with pytest.raises(ConfigError, match="config.json: .*'tie_word_embeddings' expected bool, got str"):
         check_model(config)
+    (tmp_path / "config.json").write_text(json.dumps({**LLAMA, "rope_parameters": {"rope_type": "yarn"}}))
+    with pytest.raises(ConfigError, match="config.json: KeyError: .Missing required keys") as caught:
+        check_model(config)
+    assert caught.value.fix == "correct config.json in a local copy of the model"
 
 
 @pytest.mark.parametrize(("given", "fix"), [("llamma", '"llama"'), (None, "another model"), (3, "another model")])
