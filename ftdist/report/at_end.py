@@ -21,7 +21,7 @@ FAILED_LIMIT_S = 20.0
 def report_failure(run: RunDir, tracker: Tracker, error: BaseException) -> None:
     """Write the report of a run that has failed, and pass it to the tracker. Only rank 0 calls it.
 
-    It waits for it for at most ``FAILED_LIMIT_S``, and raises nothing.
+    This takes at most ``FAILED_LIMIT_S`` and raises nothing.
     """
     reason = redact(next(iter(str(error).splitlines()), "") or type(error).__name__)
     work = threading.Thread(target=report_at_end, args=(run, tracker, reason, "failed"), daemon=True)

@@ -36,11 +36,12 @@ def build_report(
         price: Price of a device for an hour. None: that of the config.
         quick: Leave out what moved, which reads the whole model.
         ending: The state that the run is about to have, or ``DEAD``. Empty: the one that it has written.
-        reason: Why the run has it.
+        reason: Why the run has this state.
 
     Raises:
         CheckpointError: See ``what_moved``.
-        ConfigError: There is no such checkpoint, or the config cannot be read; or, without ``quick``, the model.
+        ConfigError: There is no such checkpoint, or the config cannot be read. Without ``quick``, also: the model
+            cannot be read.
     """
     alive = ending != DEAD if ending else None
     config, goodput, moved = load_config(run.config), goodput_of(run, alive, ending == "failed"), None
@@ -73,7 +74,7 @@ def write_report(run: RunDir, report: Dict[str, Any]) -> Path:
 def public_files(run: RunDir, report: Dict[str, Any]) -> Dict[str, str]:
     """Return the files of a report that may be published, by name.
 
-    Without paths, commands, and texts of the data: the command line can hold anything, and the data is private.
+    They have no paths, commands and texts of the data: a command line can hold anything, and the data is private.
     """
     commands = {**report["commands"], "repeat": None, "folder": None, "continue": None}
     data = {**report["data"], "sample": []} if report["data"] else None

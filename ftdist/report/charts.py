@@ -1,8 +1,9 @@
 """Charts as SVG: pure functions from numbers to text.
 
-A chart library would weigh megabytes in a page that has to hold all it needs, and would need scripts. The shapes here
-have classes, and the style of the page (``page_style.py``) gives them colors for light, dark and print. Series differ
-also in the shape of their points and the dashes of their lines, and parts have numbers: no color has to be told apart.
+A chart library would add megabytes to the page, which must contain everything that it needs, and would need scripts.
+The shapes here have classes, and the style of the page (``page_style.py``) gives them colors for light, dark and print.
+No reader has to tell colors apart: series also differ in the shape of their points and the dashes of their lines, and
+parts have numbers.
 """
 
 import math
@@ -50,7 +51,7 @@ class Words:
     """A name that no other chart of the page has, of letters and digits."""
     title: str
     description: str
-    """What a reader would see, for those who do not see it."""
+    """A description of the chart for readers who cannot see it."""
     x: str = ""
     y: str = ""
 
@@ -109,7 +110,7 @@ def bar_chart(words: Words, parts: Dict[str, float]) -> str:
 def heat_map(
     words: Words, rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[Optional[float]]]
 ) -> str:
-    """Return a grid of cells: the larger its value, the deeper a cell.
+    """Return a grid of cells. A larger value gives a cell a deeper color.
 
     Args:
         values: [row][column]. None: there is no value; the cell stays empty.
@@ -141,7 +142,7 @@ def heat_map(
 
 
 def svg(words: Words, height: float, parts: Sequence[str]) -> str:
-    """Return a drawing with its title and description for those who do not see it."""
+    """Return a drawing with its title, and with its description for readers who cannot see it."""
     title, description = f"{words.key}-title", f"{words.key}-text"
     return (
         f'<svg viewBox="0 0 {WIDTH} {height:g}" role="img" aria-labelledby="{title} {description}">'

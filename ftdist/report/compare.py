@@ -43,8 +43,8 @@ def trade_offs(reports: Sequence[Report]) -> List[Optional[Tuple[float, float]]]
 
 
 def pareto(points: Sequence[Optional[Tuple[float, float]]]) -> List[int]:
-    """Return the numbers of the points that no other one beats: less forgetting and more gain. The least forgetting
-    comes first.
+    """Return the numbers of the points that no other point beats by less forgetting and more gain. The point with the
+    least forgetting comes first.
 
     Args:
         points: Forgetting and gain.

@@ -31,7 +31,7 @@ ENDS = {"failed": "failed", "preempted": "was stopped", "paused": "paused at a r
 """How an attempt ended, by its state."""
 REPLACED_WITH_MODEL = ("path", "hub", "builtin", "config", "revision", "adapter", "tokenizer", "tokenizer_revision",
                        "new_special_tokens")  # fmt: skip
-"""Settings of the model that its export holds already."""
+"""Settings that are left out of a command whose model is an export, because the export holds their result already."""
 SHOWN_FIELDS = ("set", "question", "before", "after", "reference")
 
 
@@ -40,7 +40,7 @@ def facts_of(run: RunDir, config: RunConfig, ending: str = "", reason: str = "")
 
     Args:
         ending: The state that the run is about to have, or ``ftdist.report.build.DEAD``. Empty: the one in status.json.
-        reason: Why the run has it.
+        reason: Why the run has this state.
     """
     status, records, best = run.read_status(), run.read_metrics(), run.best_checkpoint()
     heldout, general = heldout_losses(run), heldout_losses(run, GENERAL)
@@ -185,8 +185,8 @@ def commands_of(run: RunDir, config: RunConfig, state: Optional[str]) -> Dict[st
 
 
 def command_to_train_longer(run: RunDir, config: RunConfig) -> str:
-    """Return the command of a new run that goes on from the export of a finished one: that of the run, with another
-    model. If its overrides are not known, "…" stands for them.
+    """Return the command of a new run that continues from the export of a finished run. It is the command of the
+    finished run with the export as its model. "…" stands for overrides that are not known.
     """
     more, argv = to_train_longer(config, str(run.path)), run.read_provenance().get("argv")
     if not isinstance(argv, list) or argv[1:2] not in (["train"], ["demo"]) or {"-m", "--multirun"} & set(argv):

@@ -50,7 +50,7 @@ class Change:
     norm: float
     """‖ΔW‖."""
     rank: Optional[Rank] = None
-    """Rank of ΔW; None of a vector. Of stacked matrices (experts) it is that of the matrix that moved most."""
+    """Rank of ΔW. None for a vector. For stacked matrices (experts), the rank of the matrix that moved most."""
 
     @property
     def relative(self) -> Optional[float]:
@@ -111,10 +111,10 @@ def what_moved(run: RunDir, checkpoint: Path, config: RunConfig) -> Dict[str, An
 def check_started_from(run: RunDir, config: RunConfig) -> None:
     """Check that the base model is the one that the run was started with.
 
-    Runs of older versions did not record it.
+    Runs of older versions did not record their base model, and are not checked.
 
     Raises:
-        CheckpointError: Its files are different now.
+        CheckpointError: The files of the base model are different now.
     """
     record = read_inputs(run)
     if record is not None and (changed := changed_files(record, config, "model")):

@@ -61,7 +61,7 @@ def table(title: str, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str
     On a narrow screen it scrolls in its frame, which the keyboard can reach.
 
     Args:
-        title: What the table is, for those who do not see it.
+        title: What the table shows, for readers who cannot see it.
     """
     if not rows:
         return ""

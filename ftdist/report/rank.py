@@ -15,7 +15,7 @@ SHARE = 0.99
 EXACT_SIDE = 512
 """Matrices whose shorter side is at most this long are decomposed exactly."""
 SKETCH_SIZES = (32, 256)
-"""Numbers of random directions in which larger matrices are searched. The rank is not known above the last one."""
+"""Numbers of random directions in which larger matrices are searched. Ranks above the last number are not known."""
 POWER_ITERATIONS = 2
 
 

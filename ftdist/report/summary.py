@@ -41,7 +41,8 @@ def energy_kwh(report: Report) -> Optional[float]:
 def gains_of(report: Report) -> Tuple[str, Dict[int, float]]:
     """Return how much the held-out loss has fallen at each evaluation since before the first step.
 
-    It is ``gain/loss`` of metrics.jsonl. Runs of earlier versions have none: it is then that of the first set.
+    It is ``gain/loss`` of metrics.jsonl. Runs of earlier versions did not log it: the gain is then that of the first
+    held-out set.
 
     Returns:
         What is measured; and by step the gain in nats per token. Empty if it was not measured before the first step.
