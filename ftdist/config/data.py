@@ -109,7 +109,7 @@ class DataConfig:
     Documents are chosen by a hash of their content: records with equal content are always in the same set (training or
     held-out), and the choice does not depend on their order."""
     heldout_by: HeldoutBy = HeldoutBy.content
-    """What the hash for ``heldout_share`` is made of. ``content``: the record, so that the chat template does not
+    """Input of the hash for ``heldout_share``. ``content``: the record, so that the chat template does not
     change the choice. ``rendering``: the text that the template makes; runs of earlier versions keep it."""
     max_heldout_documents: Optional[int] = None
     """Maximum number of documents in each held-out set. null: all."""

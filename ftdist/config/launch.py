@@ -164,7 +164,7 @@ class LaunchConfig:
     """Number of machines of the run."""
     made_for_gpus: Optional[int] = None
     """GPUs that the other settings are made for. A run on fewer GPUs prints a note. If Slurm cannot be queried
-    for the GPUs of a node, each node is taken to have its share of them."""
+    for the GPUs of a node, each node is assumed to have its share of them."""
     threads_per_rank: Optional[int] = None
     """CPU threads of each rank. null: the cores of the machine, divided among its ranks."""
     timeout_s: float = 1800.0

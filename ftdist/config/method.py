@@ -43,8 +43,8 @@ class MethodConfig:
     """``lora``: modules that are trained in full and saved with the adapter, for instance ``[embed_tokens,
     lm_head]``."""
     init_from: Optional[str] = None
-    """``lora``: continue this adapter as a new run: a folder in PEFT's format, or a run whose export is one. Its
-    settings are taken over; only lora_dropout is that of the new run. The optimizer starts anew."""
+    """``lora``: continue this adapter as a new run: a folder in PEFT's format, or a run whose export is one. The new
+    run uses the settings of the adapter, except lora_dropout. The optimizer starts with new states."""
     trainable: List[str] = field(default_factory=list)
     """``partial``: parameters that are trained: ``embeddings``, ``head``, ``norms``, or ends of parameter names,
     also as patterns (``mlp.*``)."""

@@ -29,10 +29,11 @@ class OptimizerKind(Enum):
 @dataclass
 class OptimConfig:
     optimizer: OptimizerKind = OptimizerKind.adamw
-    """The optimizer (docs/optimizers.md). ``adamw``: Adam with decoupled weight decay. ``adamw_8bit``: its states in 8
-    bits (bitsandbytes, ``pip install ftdist[quant]``). ``lion``: the sign of a momentum, half of AdamW's states.
-    ``sgd``: gradient descent with momentum. ``adafactor``: one number for each row and column of a matrix, nearly no
-    states; zero.stage=0. ``muon``: orthogonal updates of matrices, AdamW for the rest; experimental; zero.stage=0."""
+    """The optimizer (docs/optimizers.md). ``adamw``: Adam with decoupled weight decay. ``adamw_8bit``: AdamW with 8-bit
+    states (bitsandbytes, ``pip install ftdist[quant]``). ``lion``: the update is the sign of a momentum; its states
+    take half the memory of AdamW's states. ``sgd``: gradient descent with momentum. ``adafactor``: keeps one number for
+    each row and column of a matrix, so its states are small; needs zero.stage=0. ``muon``: orthogonal updates of
+    matrices, AdamW for the rest; experimental; needs zero.stage=0."""
     lr: float = 1.0e-5
     """Peak learning rate."""
     beta1: Optional[float] = None
@@ -52,7 +53,7 @@ class OptimConfig:
     """Weight decay of matrices. Norms and biases have none. It is decoupled from the gradient, except in ``sgd``, where
     it is added to the gradient."""
     lora_plus_ratio: Optional[float] = None
-    """``lora``, ``qlora``: learning rate of the B matrices / that of all other parameters, LoRA+ (Hayou 2024,
+    """``lora``, ``qlora``: learning rate of the B matrices divided by that of all other parameters, LoRA+ (Hayou 2024,
     https://arxiv.org/abs/2402.12354, which uses 16). null: 1."""
     max_grad_norm: float = 1.0
     """Maximum global norm of the gradient; a larger gradient is scaled down to it. 0: no clipping."""

@@ -21,7 +21,7 @@ def add_report_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_dirs", nargs="+", metavar="RUN_DIR|SWEEP_DIR")
     parser.add_argument("--checkpoint", metavar="CHECKPOINT", default="last", help="last (default), best or a step")
     parser.add_argument("--price", type=float, help="price of a device for an hour (report.price_per_device_hour)")
-    parser.add_argument("--quick", action="store_true", help="leave out what moved, which reads the whole model")
+    parser.add_argument("--quick", action="store_true", help="leave out the change of the weights, which takes longer")
 
 
 def report(args: argparse.Namespace) -> int:
