@@ -122,7 +122,9 @@ def show_next(run: RunDir, code: int, seconds: float) -> None:
     # Without held-out data, and if every checkpoint forgets too much, none is the best one.
     no_best = run.published_checkpoints() and run.best_checkpoint() is None
     evaluate = f"ftdist eval {place}" + ("" if no_best else " --checkpoint best")
-    commands = [*here, *chat, *merge, evaluate, status]
+    records = run.read_metrics()
+    has_heldout = not records or any(key.startswith("eval/") for record in records for key in record)
+    commands = [*here, *chat, *merge, *[evaluate] * has_heldout, status]
     console.print(f"[bold]{'time':13}[/bold] {took}")
     console.print(f"[bold]{'next':13}[/bold] " + f"\n{'':13} ".join(commands))
     if run.report_page.is_file():

@@ -1,5 +1,6 @@
 """What the launcher prints before and after the ranks."""
 
+import json
 import shlex
 from pathlib import Path
 
@@ -66,6 +67,10 @@ def test_the_printed_next_commands_work_from_the_current_folder(here: Path, caps
         (run.checkpoint(1) / MANIFEST).write_text(manifest_text({"eval_loss": None}))
         banner.show_next(run, 0, 3.0)
         assert "--checkpoint best" not in capsys.readouterr().out, "no checkpoint is the best one"
+        for record, offered in (({"step": 0, "eval/a/loss": 3.0}, True), ({"step": 1, "train/loss": 3.0}, False)):
+            run.metrics.write_text(json.dumps(record) + "\n")
+            banner.show_next(run, 0, 3.0)
+            assert ("ftdist eval" in capsys.readouterr().out) == offered, "without held-out data it would fail"
 
 
 def test_the_printed_resume_command_quotes_the_path(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
