@@ -115,7 +115,7 @@ def gain_and_forgetting(run: RunDir, config: RunConfig) -> Dict[str, Any]:
 
 def first_and_last(points: List[Any]) -> Tuple[str, str, str]:
     """Return as texts the loss before the first step, the last one, and its change. Texts are empty if a loss is
-    missing.
+    missing; that of the change also if a loss is not finite.
 
     Args:
         points: (step, loss) of each evaluation.
@@ -124,7 +124,7 @@ def first_and_last(points: List[Any]) -> Tuple[str, str, str]:
     if first != 0 or last == 0:
         return "", f"{float(after):.4f}", ""
     change = 100 * (float(after) / float(before) - 1) if float(before) else math.nan
-    return f"{float(before):.4f}", f"{float(after):.4f}", f"{change:+.1f} %"
+    return f"{float(before):.4f}", f"{float(after):.4f}", f"{change:+.1f} %" if math.isfinite(change) else ""
 
 
 def changed_settings(config: RunConfig) -> List[Dict[str, Any]]:

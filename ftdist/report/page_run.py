@@ -69,17 +69,19 @@ def gain_words(report: Report) -> List[str]:
     """Return the gain and what it means, for a box."""
     gain = headline(report)["gain"]
     if gain is None:
-        return ["not measured", "no held-out loss before and after"]
+        known = 0 in gains_of(report)[1]
+        return ["not finite", "the held-out loss"] if known else ["not measured", "no held-out loss before and after"]
     return [f"{gain:+.4f}", f"nats per token less loss on {gains_of(report)[0]}"]
 
 
 def _summary(report: Report) -> str:
     main, goodput = headline(report), report["goodput"]
     lost = main["forgetting"]
+    unknown = "not finite" if report["forgetting"] else "not measured"
     price = "" if main["cost"] is None else f", a price of {number(main['cost'])}"
     boxes = {
         "gain": gain_words(report),
-        "forgetting": ["not measured", ""] if lost is None else [f"{lost:.4f}", "nats per token from the base model"],
+        "forgetting": [unknown, ""] if lost is None else [f"{lost:.4f}", "nats per token from the base model"],
         "goodput": ["not known", ""] if main["goodput"] is None else [percent(main["goodput"]),
                     f"of {format_seconds(goodput['total_s'])} in steps that count"],
         "cost": [number(main["device_hours"]), f"device-hours{price}"],

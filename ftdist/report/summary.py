@@ -82,12 +82,13 @@ def sentences(report: Report, show: Callable[[str], str] = str) -> List[str]:
 def _gain(report: Report, name: str, show: Callable[[str], str]) -> str:
     before, after, change = first_and_last(report["heldout"][name])
     measured = report["gain"].get(name)
-    interval = ""
+    parts = [change] if change else []
     if measured:
         low, high = (finite(measured["change"][end]) for end in ("low", "high"))
         if low is not None and high is not None:
-            interval = f"; 95 % interval of the change: {low:+.4f} to {high:+.4f} nats per token"
-    gain = f"went from {before} to {after} ({change}{interval})" if before else f"is {after}"
+            parts.append(f"95 % interval of the change: {low:+.4f} to {high:+.4f} nats per token")
+    how = f" ({'; '.join(parts)})" if parts else ""
+    gain = f"went from {before} to {after}{how}" if before else f"is {after}"
     return f"The held-out loss of {show(name)} {gain}."
 
 

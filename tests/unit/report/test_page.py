@@ -126,6 +126,14 @@ def test_what_was_not_measured_is_said() -> None:
                                 "energy_kwh": None}  # fmt: skip
 
 
+def test_losses_that_are_not_finite_are_said() -> None:
+    """They were measured: the model has diverged."""
+    page = run_page(hostile(heldout={"docs": [[0, 3.0], [4, "nan"]]}, gain={},
+                            forgetting={"curve": [[0, 0.0, 0.0], [4, "nan", "nan"]], "warning": None}))  # fmt: skip
+    assert page.count(">not finite<") == 2 and "not measured" not in page
+    assert "The held-out loss of docs went from 3.0000 to nan." in page and "nan %" not in page
+
+
 def test_hostile_texts_are_texts_and_the_page_needs_nothing_else() -> None:
     for page in (run_page(hostile()), compare_page(ATTACK, [hostile(), hostile()], ["a", ATTACK], [ATTACK, "b"])):
         assert not {"script", "img", "link", "iframe", "object"} & {tag.lower() for tag in tags(page)}
