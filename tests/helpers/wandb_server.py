@@ -1,5 +1,6 @@
-"""A stand-in of W&B's server, as far as ``wandb agent`` uses it: it answers the agent and tells it what to run."""
+"""Stand-ins of W&B's server: for ``wandb agent``, which is told what to run, and for ``wandb sync``."""
 
+import gzip
 import json
 import threading
 from contextlib import contextmanager
@@ -63,5 +64,63 @@ def serving(server: SweepServer) -> Iterator[SweepServer]:
         threading.Thread(target=http.serve_forever, daemon=True).start()
         try:
             yield server
+        finally:
+            http.shutdown()
+
+
+ARTIFACT = {"id": "a", "state": "COMMITTED", "artifactSequence": {"id": "s", "latestArtifact": None}}
+
+
+@contextmanager
+def receiving() -> Iterator[tuple[str, List[Dict[str, Any]]]]:
+    """Receive the run that ``wandb sync`` uploads. Gives the address of the server and the records of the history."""
+    history: List[Dict[str, Any]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            sent = json.loads(gzip.decompress(body) if self.headers["Content-Encoding"] == "gzip" else body)
+            for line in sent.get("files", {}).get("wandb-history.jsonl", {}).get("content", []):
+                history.append(json.loads(line))
+            self._answer({"data": self._data(sent["query"], sent.get("variables") or {})} if "query" in sent else {})
+
+        def _data(self, query: str, variables: Dict[str, Any]) -> Dict[str, Any]:
+            if "upsertBucket" in query:
+                project = {"id": "p", "name": "project", "entity": {"id": "e", "name": "me"}}
+                bucket = {
+                    "id": "b",
+                    "name": variables["name"],
+                    "displayName": "run",
+                    "config": "{}",
+                    "project": project,
+                }
+                return {"upsertBucket": {"bucket": bucket, "inserted": True}}
+            if "createRunFiles" in query:
+                files = [{"name": name, "uploadUrl": f"{self._url}/{name}"} for name in variables["files"]]
+                return {"createRunFiles": {"runID": "b", "uploadHeaders": [], "files": files}}
+            return {"createArtifact": {"artifact": ARTIFACT}} if "createArtifact" in query else {}
+
+        @property
+        def _url(self) -> str:
+            return f"http://{self.headers['Host']}"
+
+        def do_PUT(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self._answer({})
+
+        def _answer(self, data: Dict[str, Any]) -> None:
+            body = json.dumps(data).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+        threading.Thread(target=http.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{http.server_port}", history
         finally:
             http.shutdown()
