@@ -158,11 +158,12 @@ def odd_values(fields: Mapping[str, Any], model_type: Any = None, place: str = "
     defaults = {field.name: field.default for field in dataclasses.fields(made)} if made else {}
     optional = {field.name for field in dataclasses.fields(made) if "None" in str(field.type)} if made else set()
     parts = getattr(made, "sub_configs", {})
+    unknown_parts = set() if made is None or "auto_map" in fields else set(TEXT_PARTS) - set(parts)
     for name, value in fields.items():
+        if isinstance(value, (Mapping, str)) and name in unknown_parts:
+            yield OddValue(f"{place}{name}", value, f"no such field: a {made.model_type} model has no parts")
+            continue
         if isinstance(value, Mapping) and name not in ("dtype", "torch_dtype"):
-            if made is not None and name in TEXT_PARTS and name not in parts and "auto_map" not in fields:
-                yield OddValue(f"{place}{name}", value, f"no such field: a {made.model_type} model has no parts")
-                continue
             part = getattr(parts.get(name), "model_type", None) if name in parts else None
             yield from odd_values(value, part, f"{place}{name}.")
             continue

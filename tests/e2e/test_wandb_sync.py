@@ -5,10 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.helpers.runs import SMOKE, copy_of, finished_run
 from tests.helpers.wandb_server import receiving
 
 
+@pytest.mark.slow
 def test_the_history_of_an_offline_run_is_uploaded(tmp_path: Path) -> None:
     run = copy_of(finished_run(*SMOKE), tmp_path / "run")
     (folder,) = run.wandb.glob("offline-run-*")

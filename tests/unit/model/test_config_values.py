@@ -42,6 +42,7 @@ def refused(**fields: Any) -> ConfigError:
         ({"rope_parameters": {**LINEAR, "factor": None}}, "(rope_parameters.factor=null may be the cause)", "a number"),
         ({"rope_parameters": {**LINEAR, "rope_type": "odd"}}, '(rope_parameters.rope_type="odd" may', "knows"),
         ({"hidden_act": "nonsense"}, '(hidden_act="nonsense" may be the cause)', "transformers knows"),
+        ({"text_config": "llama"}, 'model.config.text_config="llama"', "a llama model has no parts"),
         ({"text_config": {"hidden_size": 16}}, "model.config.text_config=", "a llama model has no parts"),
         ({"pad_token_id": 5000}, "(pad_token_id=5000 may be the cause)", "below vocab_size="),
         ({"model_type": "mixtral", "num_local_experts": 2, "num_experts_per_tok": 4},
