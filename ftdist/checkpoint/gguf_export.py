@@ -128,7 +128,8 @@ def _write_and_check(
     tensors, logits = _check_numbers(file, model, family, kind, ids)
     reader = "transformers' reader" if family.read else "gguf's reader, as transformers does not read this family"
     lines = [
-        f"{file.name}: {file.stat().st_size / 2**20:,.1f} MiB, read with {reader}: {compared:,} token ids are equal",
+        f"{file.name}: {file.stat().st_size / 2**20:,.1f} MiB, read with {reader}: {compared:,} token ids are those "
+        "of the run's tokenizer",
         f"{file.name}: tensors have a relative error of at most {tensors:.1e} (Frobenius norm; allowed: "
         f"{kind.weights:g}), logits differ by {logits:.1e} of their standard deviation (allowed: {kind.logits:g})",
     ]

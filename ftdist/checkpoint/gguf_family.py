@@ -1,8 +1,7 @@
 """The model families that can be written as GGUF, and their settings under llama.cpp's keys.
 
-A file holds the settings that the code of llama.cpp reads (``src/models/*.cpp``, ``src/llama-vocab.cpp``). This code
-has constants for other settings, for instance which layers of Gemma have a window. A model with another value is
-refused.
+llama.cpp reads some settings from the file (``src/models/*.cpp``, ``src/llama-vocab.cpp``). Others are constants in its
+code, for instance which layers of Gemma have a window. A model whose value differs from such a constant is refused.
 """
 
 from dataclasses import dataclass
@@ -68,13 +67,13 @@ def family_of(arch: PretrainedConfig, llama_cpp: str) -> Family:
                           ", ".join(FAMILIES), llama_cpp)  # fmt: skip
     problem = _not_expressible(text, family)
     if problem:
-        raise ConfigError(f"--gguf: {problem}, which llama.cpp does not compute", "the family's usual settings",
+        raise ConfigError(f"--gguf: llama.cpp cannot compute this model: {problem}", "the family's usual settings",
                           "use the export in Hugging Face format: ftdist export RUN_DIR")  # fmt: skip
     return family
 
 
 def _not_expressible(text: Any, family: Family) -> str:
-    """Return the setting of a model for which llama.cpp has another constant, or an empty text."""
+    """Return why llama.cpp cannot compute a model, as a clause for the message. Empty: it can."""
     activation = getattr(text, "hidden_activation", None) or text.hidden_act
     layers = range(text.num_hidden_layers)
     if activation not in ACTIVATIONS or (activation == ACTIVATIONS[-1]) != (family.norm_shift > 0):
@@ -95,11 +94,11 @@ def _not_expressible(text: Any, family: Family) -> str:
         hidden = text.hidden_size // text.num_attention_heads
         scalar = hidden if text.num_hidden_layers == LARGEST[text.model_type] else text.head_dim
         if text.query_pre_attn_scalar != scalar:
-            return f"query_pre_attn_scalar is {text.query_pre_attn_scalar}, not {scalar}"
+            return f"query_pre_attn_scalar is {text.query_pre_attn_scalar}; llama.cpp uses {scalar}"
     if text.model_type == "gemma3_text":
         local = (text.rope_parameters or {}).get("sliding_attention", {}).get("rope_theta", LOCAL_THETA)
         if local != LOCAL_THETA or text.final_logit_softcapping or text.attn_logit_softcapping:
-            return "Gemma 3 has another local rotary embedding, or limits its logits"
+            return f"its layers with a window do not have rope_theta={LOCAL_THETA:g}, or it caps its logits"
     if text.model_type == "smollm3" and list(text.no_rope_layers) != [int((n + 1) % 4 != 0) for n in layers]:
         return "the layers without a rotary embedding are not every 4th layer"
     return ""

@@ -15,9 +15,9 @@ class GgufType:
 
     name: str
     weights: float
-    """Largest relative error of a tensor, in the Frobenius norm."""
+    """Largest allowed relative error of a tensor, in the Frobenius norm."""
     logits: float
-    """Largest error of the logits over the probe text: root of the mean square, relative to their standard
+    """Largest allowed error of the logits over the probe text: root of the mean square, relative to their standard
     deviation."""
 
     @property
@@ -38,7 +38,7 @@ TYPES: Dict[str, GgufType] = {
 def type_of(kind: GgufType, place: str, shape: Tuple[int, ...]) -> str:
     """Return the type of a tensor: vectors stay in fp32, and embedding and head get at least 8 bits.
 
-    Rows that do not fill blocks are written in fp16, as by llama.cpp.
+    Rows that do not fill blocks are written in fp16, as llama.cpp does.
     """
     if len(shape) == 1 or kind.name == "F32":
         return "F32"

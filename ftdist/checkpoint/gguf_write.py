@@ -19,7 +19,8 @@ def heads_of(text: Any) -> Any:
 
 
 def places_of(model: Any, family: Family) -> Dict[str, str]:
-    """Return the names of the tensors that are written: those in the file by those in the model, without tied ones."""
+    """Return the name in the file of each tensor that is written, by its name in the model. A tied tensor is written
+    once."""
     text = model.config.get_text_config()
     first: Dict[int, str] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -99,11 +100,12 @@ def _add_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:
 def special_tokens(tokenizer: Any, stops: List[int]) -> Dict[str, Any]:
     """Return what a file says of special tokens, by llama.cpp's keys without ``tokenizer.`` before them.
 
-    The chat template writes the text that was trained. If the tokenizer adds a BOS token to plain text, llama.cpp may
-    do so only if the template begins with a BOS token, too. llama.cpp then removes the one of the template.
+    In training, the chat template alone wrote the text of a chat. So llama.cpp may add a BOS token only if the
+    tokenizer adds one to plain text and the template writes one, too. It then removes that of the template.
 
     Args:
-        stops: Ids of the tokens that end an answer. llama.cpp has one EOS and one end of a turn.
+        stops: Ids of the tokens that end an answer. A file can name one EOS token and one
+            end-of-turn token.
     """
     values: Dict[str, Any] = {}
     for key, token in (("bos", "bos"), ("eos", "eos"), ("unknown", "unk"), ("padding", "pad")):

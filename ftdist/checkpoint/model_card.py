@@ -39,7 +39,7 @@ def model_card(
         checkpoint: Name of the checkpoint that is exported.
         state: The ``state.json`` of the checkpoint.
         model_type: The type of the model in transformers.
-        template: What the chat template saw besides the conversations, from ``template_facts``.
+        template: What the chat template was given besides the conversations, from ``template_facts``.
         measured: What the export measured of a merged model. Empty for every other export.
     """
     adapter = config.method.facts.adapters and not measured
@@ -82,7 +82,7 @@ def base_model(config: RunConfig) -> BaseModel:
 
 
 def _card_data(card: Path) -> Dict[str, Any]:
-    """Return the metadata of a model card. It is empty if there is no card, or if the hub could not read it."""
+    """Return the metadata of a model card. It is empty if there is no card, or if the card is invalid."""
     with suppress(OSError, ValueError, TypeError, YAMLError):  # an invalid card must not stop the export
         if card.is_file():
             return ModelCard.load(card).data.to_dict()
@@ -127,7 +127,7 @@ def _rows(config: RunConfig, checkpoint: str, state: Dict[str, Any], tested: str
         "seed": str(config.seed),
         "checkpoint": checkpoint,
         "tested with transformers": tested,
-        "made to be read by": "vLLM and llama.cpp's converter (from their sources, not tested)",
+        "made to be read by": "vLLM and llama.cpp's converter (according to their source code; not tested)",
     }
 
 
@@ -135,7 +135,7 @@ def _template_rows(template: Dict[str, Any]) -> Dict[str, str]:
     rows = {}
     if kwargs := template.get("chat_template_kwargs"):
         text = json.dumps(kwargs, ensure_ascii=False).replace("|", "\\|")
-        rows["arguments of the chat template"] = f"`{text}`, which are its defaults in this folder"
+        rows["arguments of the chat template"] = f"`{text}`; the chat template in this folder uses them by default"
     if date := template.get("chat_template_date"):
         rows["date in the chat template"] = (
             f"{date}, in training and in this folder. For today's date, remove the line with `macro strftime_now` from "

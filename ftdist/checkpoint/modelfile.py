@@ -14,8 +14,8 @@ FIRST, LAST = "", "end"
 """In place of a role: nothing before the message, nothing after it."""
 LONG = (USER, ASSISTANT, USER, ASSISTANT, USER)
 NOT_WRITTEN = (
-    "# The chat template cannot be written in Ollama's language: what stands before a message does not depend on the\n"
-    "# roles alone. Use llama-server --jinja, which runs the template in the file."
+    "# The chat template cannot be written in Ollama's language: the text before a message depends on more than the\n"
+    "# roles. Use llama-server --jinja, which runs the template in the file."
 )
 Texts = Dict[Tuple[str, str], str]
 """The text between two messages, by their roles."""

@@ -137,5 +137,5 @@ def check_exported(out: Path, checkpoint: Path, config: RunConfig) -> None:
     if not problem and (out / GENERATION_CONFIG).read_bytes() != (checkpoint / HF / GENERATION_CONFIG).read_bytes():
         problem = f"another {GENERATION_CONFIG}"
     if problem:
-        raise CheckpointError(f"{out}: not the tokenizer and settings of the run: {problem}", "those of the checkpoint",
-                              "check the disk, then export again")  # fmt: skip
+        raise CheckpointError(f"{out} does not have the tokenizer and settings of the run: {problem}",
+                              "those of the checkpoint", "check the disk, then export again")  # fmt: skip

@@ -218,7 +218,8 @@ class Saver:
         self._check_fits(folder.name, manifest)
         stored = Stored([folder / rank_file(rank) for rank in range(manifest["world_size"])])
         restore(self._engine, stored, manifest["optimizer_step"])
-        # Older versions did not write it. The parameters that get a gradient are then determined in the next step.
+        # Older versions did not write no_gradient. Then all parameters are listed at first, and the next step removes
+        # those that get a gradient.
         self._engine.no_gradient.reset(manifest.get("no_gradient", self._engine.trained_shapes()))
         _restore_rng(stored, self.together.rank, manifest["world_size"], f"{self._config.seed} {manifest['step']}")
         here = (self.together.world_size, self._engine.stage)
@@ -236,16 +237,17 @@ class Saver:
         check_base(name, manifest, self._base, self._config)
         if manifest.get("layout") != self._layout and manifest["optimizer_step"]:
             by = _ranks(manifest["world_size"], manifest["zero_stage"])
-            raise CheckpointError(f"{name} was saved by {by}; the run now has "
-                                  f"{count(self.together.world_size, 'rank')} with ZeRO-{self._engine.stage}, or "
-                                  f"other settings of ZeRO. {BLOCKS_CANNOT_BE_CUT}",
+            raise CheckpointError(f"{name} was saved by {by}, and its states do not fit the "
+                                  f"{count(self.together.world_size, 'rank')} with ZeRO-{self._engine.stage} and the "
+                                  f"settings of ZeRO of this run. {BLOCKS_CANNOT_BE_CUT}",
                                   "the ranks, the stage and the settings of ZeRO that it was saved with",
                                   f"resume with {by}")  # fmt: skip
         saved = manifest.get("data")  # older versions did not write it
         if saved and self._data and saved["sha256"] != self._data["sha256"]:
             raise CheckpointError(f"{name} was saved by a run on other data ({count(saved['rows']['train'], 'row')})",
-                                  "the inputs.json of that run", "restore this file, or start a new run")  # fmt: skip
-        # The config hash of another version may differ because it has other settings.
+                                  "the data that inputs.json named then",
+                                  "restore that inputs.json in the run directory, or start a new run")  # fmt: skip
+        # Another version of ftdist may have other settings, so its config hash may differ.
         same_version = manifest["versions"]["ftdist"] == self._versions["ftdist"]
         if manifest["config"] != self._config_hash and same_version:
             raise CheckpointError(f"{name} was saved by a run with other settings", "the run.yaml of that run",

@@ -123,8 +123,8 @@ def check_data(data: DataConfig) -> None:
                               f"a name other than {BUILTIN_GENERAL} and without /",
                               f"rename data.general.{name}")  # fmt: skip
     if data.heldout_share and "heldout" in data.heldout:
-        raise ConfigError("data.heldout_share and data.heldout.heldout are both set", "one of them",
-                          "rename data.heldout.heldout")  # fmt: skip
+        raise ConfigError("data.heldout_share makes a set with the name heldout, which data.heldout.heldout has, too",
+                          "different names", "rename data.heldout.heldout")  # fmt: skip
     for name in RESERVED_TEMPLATE_KWARGS:
         if name in data.chat_template_kwargs:
             raise ConfigError(f"data.chat_template_kwargs has {name}", "arguments of the chat template itself",

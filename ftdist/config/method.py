@@ -106,8 +106,9 @@ def check_method(method: MethodConfig, stage: int) -> None:
         _check_lora(method)
     if method.facts.quantized and method.use_dora and ModelState.parameters.is_sharded(stage):
         # peft.utils.integrations.dequantize_module_weight assigns a new weight on CPU, which is not sharded.
-        raise ConfigError("method=qlora with method.use_dora=true at zero.stage=3: PEFT reads the 4-bit matrices "
-                          "outside of their layers, and on CPU it replaces them, so that they are no longer sharded",
+        raise ConfigError("method=qlora with method.use_dora=true does not work at zero.stage=3: for DoRA, PEFT reads "
+                          "the 4-bit matrices while their layers do not run. On CPU it also replaces them by matrices "
+                          "that are not sharded",
                           "zero.stage=0 to 2, or DoRA on a 16-bit base", "zero.stage=2, or method=lora")  # fmt: skip
     if method.kind is MethodKind.partial and not method.trainable and not method.last_layers:
         raise ConfigError("method=partial names no parameters: nothing would be trained",

@@ -136,8 +136,8 @@ OPTIMIZERS: Dict[OptimizerKind, OptimizerSpec] = {
     # The update has the size of the gradient.
     OptimizerKind.sgd: OptimizerSpec(("momentum_buffer",), usual={"momentum": 0.9}, rates=(100, 10_000)),
 }  # fmt: skip
-BLOCKS_CANNOT_BE_CUT = ("The 8-bit states of adamw_8bit have one scale for each block of a rank's flat part, so they "
-                        "cannot be cut in another way")  # fmt: skip
+BLOCKS_CANNOT_BE_CUT = ("The 8-bit states of adamw_8bit have one scale for each block of a rank's part, so they "
+                        "cannot be divided among the ranks in another way")  # fmt: skip
 """Why a run with 8-bit states can be resumed only on the same number of ranks and at the same ZeRO stage."""
 
 

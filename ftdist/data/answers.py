@@ -67,7 +67,7 @@ class Answer:
             (not self.stops, STOP_NOT_TRAINED),
             (not self.ends, AFTER_STOP),
         ]
-        lost = tuple(f"the document does not show {field} once" for field in self.lost)
+        lost = tuple(f"the document does not show {field} exactly once" for field in self.lost)
         return (*lost, *(text for applies, text in found if applies), *self.notes)
 
 

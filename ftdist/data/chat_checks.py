@@ -91,9 +91,9 @@ def content_lost(document: Document, number: int) -> DataError:
 
 def prompt_differs(document: Document, number: int, suspects: str) -> DataError:
     return DataError(
-        f"{document.location}: the chat template renders the messages before message {number + 1} differently because "
-        f"of what they say{suspects}",
-        "texts without words, special tokens or think tags that the template looks for",
+        f"{document.location}: the texts of the messages before message {number + 1} change how the chat template "
+        f"renders them{suspects}",
+        "texts that contain none of the words, special tokens or think tags that the template looks for",
         "correct the record, or data.bad_records=drop",
         reason="words, special tokens or think tags in a text, which the chat template looks for",
     )

@@ -6,8 +6,8 @@ EMPTY_THINKING = (
     "(data.chat_template_kwargs={enable_thinking: false}, if the template has it)"
 )
 NO_STOP = (
-    "the chat template writes no special token after an answer, so the EOS token is added. If the template writes "
-    "another end, make it a token with model.new_special_tokens"
+    "the chat template writes no special token after an answer, so the EOS token is added. If the template ends "
+    "answers with a text that is not a special token, make it one with model.new_special_tokens"
 )
 NO_TOOLS = (
     "the chat template does not show the tools of the records, neither here nor at inference. If the model has to see "
@@ -22,7 +22,7 @@ TEXT_FOR_SWITCH = (
     "texts for true)"
 )
 CONTEXT_DIFFERS = "the document does not begin with the prompt that the model will be given"
-NO_PROMPT = "there is no prompt before a first message: the text before it is what the chat template writes there"
+NO_PROMPT = "the answer is the first message, so no prompt comes before it; the chat template wrote the text before it"
 STOP_NOT_TRAINED = "no stop token is trained at its end"
 AFTER_STOP = "text is trained after its stop token"
 CUT = "its end is beyond data.max_seq_len"

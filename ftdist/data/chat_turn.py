@@ -105,7 +105,7 @@ def check_shown(
         CannotExpress: A field is missing, or it is shown twice.
     """
     if "ZQ" in SENTINEL.sub("", text):
-        raise CannotExpress(f"the fields of the messages up to message {number + 1} whole")
+        raise CannotExpress(f"all fields of the messages up to message {number + 1} in full")
     counts: Dict[int, int] = {}
     for match in SENTINEL.finditer(text):
         counts[int(match[1])] = counts.get(int(match[1]), 0) + 1
@@ -125,7 +125,7 @@ def check_shown(
             raise CannotExpress(f"{what} of message {message + 1}")
         is_key = name.endswith(" arguments") and not name.endswith(" end of arguments")
         if message == number and count > 1 and not (name.endswith("name") or is_key):
-            raise CannotExpress(f"the {name.removeprefix('call 0 ')} of message {message + 1} only once")
+            raise CannotExpress(f"the {name.removeprefix('call 0 ')} of message {message + 1} exactly once")
         if name.endswith(" arguments") and not name.endswith(" end of arguments"):
             _check_notation(text, index, message)
         if f"'text': 'QZ{index:05d}ZQ" in text or f"'thinking': 'QZ{index:05d}ZQ" in text:

@@ -168,7 +168,7 @@ def _mark(where: str, fields: Dict[str, Any]) -> Optional[bool]:
         value = fields[name].lower() if isinstance(fields[name], str) else fields[name]
         if not isinstance(value, (str, bool, int, float)) or value not in MARKS:
             raise DataError(f"{where} has {name}={fields[name]!r}", "0 or 1, true or false",
-                            f"set {name} to 0 or 1; the weight of a source repeats its documents",
+                            f"set {name} to 0 or 1. To repeat documents, set the weight of their source",
                             reason=f"a mark {name} that is not 0 or 1")  # fmt: skip
         marks[name] = MARKS[value]
     if len(set(marks.values())) > 1:

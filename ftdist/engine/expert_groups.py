@@ -73,7 +73,7 @@ def group_experts(model: torch.nn.Module, groups: int) -> int:
     fused = [(name, module) for name, module in model.named_modules() if _is_fused(module)]
     if not fused:
         raise ConfigError(f"zero.expert_groups={groups}, but this model has no experts that can be divided",
-                          "a mixture that runs through the common code of transformers (not Llama 4, LongCat, JetMoE)",
+                          "experts that run through the common code of transformers (not Llama 4, LongCat, JetMoE)",
                           "zero.expert_groups=1")  # fmt: skip
     for number, (name, module) in enumerate(fused):
         width = whole_shape(module.down_proj)[2 if module.is_transposed else 1]

@@ -207,8 +207,8 @@ def _no_layer(
     expected, fix = "modules that can have an adapter", "leave it out of method.target_modules"
     head = model.get_output_embeddings()
     if tied and any(module is head and named(name, pattern) for name, module in model.named_modules()):
-        return ConfigError(f"method.target_modules: '{pattern}' is the output head, which is tied to the embedding, so "
-                           "that the sum could not be merged", expected,
+        return ConfigError(f"method.target_modules: '{pattern}' is the output head, which shares its weight with the "
+                           "embedding, so that its adapter could not be merged", expected,
                            f"{fix} and set method.modules_to_save=[lm_head] to train it")  # fmt: skip
     if not linear:
         return ConfigError("method.modules_to_save trains all linear layers whole; none is left for an adapter",

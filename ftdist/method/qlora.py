@@ -77,6 +77,6 @@ def export_merged_quantized(weights: Weights, model_config: PretrainedConfig, ou
     if not written.equal(found[best][2]):
         raise CheckpointError(f"{out}: the merged model gives other logits after it was written", "equal logits",
                               "check the disk, then export again")  # fmt: skip
-    numbers = "; ".join(f"into {name} by {mean:.2g} on average, {most:.2g} at most"
+    numbers = "; ".join(f"if merged into {name}, by {mean:.2g} on average and {most:.2g} at most"
                         for name, (mean, most, _) in found.items())  # fmt: skip
-    return f"merged into {best}; differences of the logits from those of the trained model, merged {numbers}"
+    return f"merged into {best}; the logits differ from those of the trained model {numbers}"

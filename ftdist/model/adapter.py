@@ -69,7 +69,8 @@ def trained_shapes(key: str, model: PreTrainedModel, folder: Path) -> Dict[str, 
     for owner in owners:
         if any(name.startswith(f"{PREFIX}{owner}.lora_") for name in shapes):
             raise ConfigError(f"{key}={folder} has an adapter for {owner}, but the model has one tensor for "
-                              f"{' and '.join(owners)}: the sum would change both", "an adapter for other layers",
+                              f"{' and '.join(owners)}. Adding the adapter would change both",
+                              "an adapter for other layers",
                               f"leave out {key}, or train an adapter without {owner}")  # fmt: skip
     names = [f"{name}.weight" for name in owners]
     there = [name for name in names if PREFIX + name in shapes]
@@ -80,7 +81,7 @@ def trained_shapes(key: str, model: PreTrainedModel, folder: Path) -> Dict[str, 
         what = f"other numbers in {there[0]} than in {there[1]}" if there[1:] else f"{there[0]} alone"
         raise ConfigError(
             f"{key}={folder} holds {what}, but the model has one tensor for {' and '.join(names)}",
-            "an adapter in which they are equal (ensure_weight_tying in PEFT)",
+            "an adapter that holds both, with equal numbers (ensure_weight_tying in PEFT)",
             "merge it into its base with PEFT, save that with tie_word_embeddings=false, and set model.path to it",
         )  # fmt: skip
     return shapes
@@ -145,10 +146,11 @@ def no_place(key: str, model: PreTrainedModel, folder: Path, name: str, shape: S
         instead = override_word(FOLDED, str(folder))
         return ConfigError(f"{key}={folder} adapts {module}, a part for images or sound, which is not trained",
                            "an adapter of the language part",
-                           f"{instead} in place of {key}: a new adapter, on the base with this one")  # fmt: skip
+                           f"{instead} instead of {key}: the base model then has this adapter, and the run trains a "
+                           "new one")  # fmt: skip
     place = names_in_model(model, [f"{module}.weight"], get_model_conversion_mapping(model))[f"{module}.weight"]
     if own is None and place in dict(model.named_parameters()):
-        return ConfigError(f"{key}={folder} adapts {module}, in transformers 5 a part of the tensor {place}",
+        return ConfigError(f"{key}={folder} adapts {module}, which in transformers 5 is a part of the tensor {place}",
                            "an adapter of linear layers", "merge it into its base with the versions of PEFT and "
                            "transformers that trained it, and set model.path to the result")  # fmt: skip
     return misfit(key, folder, name, shape, None)

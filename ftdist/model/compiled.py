@@ -70,8 +70,8 @@ def compile_layers(model: PreTrainedModel, sharded: bool = False) -> Compiled:
     _require_compiler()
     if sharded and plan_of(model).layout is Layout.alone:
         # If a module is gathered as a whole, DeepSpeed reduces its gradients after its first backward pass of a step.
-        raise ConfigError("train.compile=layers, but documents of this model run in one forward pass each, and a layer "
-                          "that ZeRO-3 gathers as a whole can run only once in a step",
+        raise ConfigError("train.compile=layers at zero.stage=3: each document of this model needs a forward pass of "
+                          "its own, and a layer that ZeRO-3 gathers as a whole can run only once in a step",
                           "zero.stage up to 2, or layers that are not compiled", "train.compile=none")  # fmt: skip
     compiled, classes = Compiled(), {}
     for layer in outermost_layers(model):

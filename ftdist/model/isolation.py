@@ -115,9 +115,9 @@ def prove_isolation(
     if not measured.crossing <= allowed or not measured.alone <= ROUNDING[dtype]:
         raise ConfigError(
             f"the attention {backend} does not isolate documents: changing one document changed the logits of "
-            f"another by {measured.crossing:.3g}, and the logits of a document in a row differ from its logits alone "
-            f"by {measured.alone:.3g}",
-            "unchanged logits of the other documents, and logits in a row and alone that differ by rounding only",
+            f"another by {measured.crossing:.3g}, and the logits of a document differ by {measured.alone:.3g} between "
+            "a row with other documents and the document alone",
+            "unchanged logits of the other documents, and the same logits in both cases except for rounding",
             "model.attention=rows, or train on one document at a time: data.packing=false batch.micro_batch_size=1",
         )
     return measured

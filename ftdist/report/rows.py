@@ -16,8 +16,8 @@ EVALUATION_TEXT = "Losses are in nats per token. In brackets: 95 % intervals (bo
 DATA_HEAD = ["", "documents", "tokens", "trained tokens", "dropped"]
 ATTEMPT_HEAD = ["attempt", "ranks", "steps", "time", "goodput", "end"]
 GAIN_HEAD = ["set", "measure", "before", "after", "change", "documents"]
-GAIN_TEXT = ("Means over tokens, losses and entropies in nats, with 95 % intervals (bootstrap over documents). The "
-             "change is that of the same documents.")  # fmt: skip
+GAIN_TEXT = ("The numbers are means over tokens, with 95 % intervals (bootstrap over documents). Losses and entropies "
+             "are in nats. The change compares the same documents.")  # fmt: skip
 
 Rows = List[List[str]]
 
@@ -32,10 +32,10 @@ RARITY_HEAD = ["set", "in general texts", "words", "times", "tokens", "before", 
 RARITY_TITLE = "How rare the words are in general texts"
 ROLE_HEAD = ["set", "role", "documents", "tokens", "before", "after", "change"]
 ROLE_TITLE = "Losses by the role of the message"
-WORD_TEXT = ("Losses before and after are in nats per token, changes each time and in total in nats of the whole word. "
-             "The lists by the change each time have only words that occur at least {times} times. Rarity is how often "
-             "a word occurs, whatever its case, in the built-in general texts. No word: punctuation, white space and "
-             "special tokens. Losses by role are means over tokens in nats, with 95 % intervals over "
+WORD_TEXT = ("Losses before and after are in nats per token. The changes, each time and in total, are in nats for the "
+             "whole word. The lists by the change each time have only words that occur at least {times} times. Rarity "
+             "is how often a word occurs, whatever its case, in the built-in general texts. No word: punctuation, "
+             "white space and special tokens. Losses by role are means over tokens in nats, with 95 % intervals over "
              "documents.")  # fmt: skip
 GENERAL_TEXT = "Loss of general texts that the run was not trained on. A rise is forgetting."
 
@@ -155,8 +155,8 @@ def cost_text(cost: Dict[str, Any]) -> str:
     share, rate = cost["from_zero"]["share"], cost["flops_per_s"]
     measured = "not known" if rate is None else f"{number(rate)} FLOPs a second on all devices"
     pretraining = "" if share is None else f" The run needed {percent(share)} of the operations of pretraining."
-    return (f"Measured rate in steps that count: {measured}. From zero means at this rate on the same devices."
-            f"{pretraining} {energy_text(cost['energy'])}")  # fmt: skip
+    return (f"Measured rate in steps that count: {measured}. The column 'this model from zero' assumes this rate "
+            f"on the same devices.{pretraining} {energy_text(cost['energy'])}")  # fmt: skip
 
 
 def energy_text(energy: Dict[str, Any]) -> str:

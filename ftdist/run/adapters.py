@@ -102,7 +102,8 @@ def adapter_settings(key: str, folder: Path) -> Dict[str, Any]:
         other = ["an adapter of an embedding"]
     if other:
         raise ConfigError(f"{key}={folder} has {other[0]}, which ftdist cannot train", "a LoRA adapter of linear "
-                          "layers with one rank, without biases, and with an initialization that keeps the base model",
+                          "layers with the same r in all of them, without biases, and with an initialization that "
+                          "keeps the base model",
                           "merge it into its base with PEFT, and set model.path to the result")  # fmt: skip
     if not any(".lora_" in name for name in names):
         raise ConfigError(f"{key}: {folder / ADAPTER_WEIGHTS} holds no weights of an adapter",

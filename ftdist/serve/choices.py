@@ -82,7 +82,8 @@ def packed_documents(
     documents = tokenise(list(texts), renderer)
     lengths = np.array([len(document.ids) for document in documents])
     if limit and lengths.max() > limit:
-        raise DataError(f"{locations[int(lengths.argmax())]}: the question with a choice has {lengths.max():,} tokens",
+        where = locations[int(lengths.argmax())]
+        raise DataError(f"{where}: the question with one of its choices after it has {lengths.max():,} tokens",
                         f"at most {limit:,}, the positions of the model", "shorten it")  # fmt: skip
     rows = pack(lengths, max(max_seq_len, int(lengths.max()))) if packing else one_per_row(lengths)
     return PreparedSet(

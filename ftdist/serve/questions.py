@@ -148,7 +148,7 @@ def docstring_questions(usable: Sequence[Docstring], trained: Sequence[Docstring
         if item.kind == "function" and fits and _plain(summary) not in seen:
             summaries.setdefault(summary, item)
     if len(summaries) < CHOICES:
-        raise DataError(f"{len(summaries)} docstrings of the standard library are left that the run does not train",
+        raise DataError(f"only {len(summaries)} docstrings that the run does not train are left for questions",
                         f"at least {CHOICES}", "a run that holds out more (data.heldout_share), or a file of "
                         "questions (--tasks questions.jsonl)")  # fmt: skip
     packages = defaultdict(list)
@@ -209,7 +209,7 @@ def split_docstrings(run: RunDir, config: RunConfig) -> Tuple[List[Docstring], L
     if unknown and len(sources) == len(all_sources):
         raise ConfigError(f"{len(unknown):,} of {count(len(trained), 'document')} that {run.path} trains are not "
                           "recognized as docstrings of this Python",
-                          "all of them, so that no question is about a trained one",
+                          "every trained document recognized, so that no question is about one of them",
                           "use the ftdist and Python that started the run, or --tasks questions.jsonl")  # fmt: skip
     pairs = list(zip(docstrings, made, strict=True))
     return [item for item, own in pairs if not own & trained], [item for item, own in pairs if own & trained]

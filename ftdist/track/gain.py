@@ -235,5 +235,5 @@ def forgets_too_much(
     _, kl, error = curve
     if not kl - 2 * error > gained:
         return None
-    return (f"Forgetting has outrun gain: KL(base ‖ now) is {kl:.4f} ± {error:.4f} nats per token, and the held-out "
-            f"loss changed by {-gained:+.4f}. Train with a lower rate: optim.lr={lr / 3:.1e}")  # fmt: skip
+    return (f"The model forgets more than it gains: KL(base ‖ now) is {kl:.4f} ± {error:.4f} nats per token, and the "
+            f"held-out loss changed by {-gained:+.4f}. Train with a lower rate: optim.lr={lr / 3:.1e}")  # fmt: skip

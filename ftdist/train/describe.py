@@ -43,7 +43,11 @@ def describe_attention(
     lines += [f"{INDENT}not {reason}" for reason in choice.rejected]
     lines += [INDENT + choice.unproven] if choice.unproven else []
     if config.train.num_samples and not choice.plan.cached:
-        why = "it is not known whether its cache works" if choice.unproven else "with its cache it gives other tokens"
+        why = (
+            "it is not known whether its cache works"
+            if choice.unproven
+            else "with its cache the model gives other tokens"
+        )
         lines.append(f"{INDENT}answers are sampled without a cache, which is slower: {why}")
     return lines + ([INDENT + _memory(config, arch, choice)] if choice.plan.implementation == "eager" else [])
 
@@ -66,9 +70,12 @@ def describe_experts(config: RunConfig, arch: Any, balance: float, counted: bool
     cost, steps = "", config.batch.grad_accum_steps or 1
     if steps > 1:  # a backward pass takes twice as long as a forward pass, and recomputation is another forward pass
         share = "a quarter" if recomputes_all(config.train) else "a third"
-        cost = f"; to count the tokens of each expert, a step runs its {steps} micro-batches once more without " \
-               f"gradients: about {share} more time"  # fmt: skip
-    return [f"experts: {balance:g} times their balance loss over the global batch is added to the loss{cost}", *unknown]
+        cost = f". To count the tokens of each expert, a step runs its {steps} micro-batches once more without " \
+               f"gradients, which takes about {share} more time"  # fmt: skip
+    return [
+        f"experts: their balance loss over the global batch, times {balance:g}, is added to the loss{cost}",
+        *unknown,
+    ]
 
 
 def describe_gathered(config: RunConfig, model: torch.nn.Module) -> List[str]:
@@ -134,7 +141,7 @@ def describe_activations(config: RunConfig, arch: Any, plan: AttentionPlan) -> L
     every = f" (one in {train.recompute_every})" if train.recompute_every > 1 else ""
     where = f" and {host} of host memory" if kept.host else ""
     return [*lines, f"{ACTIVATIONS}recomputed layers{every} keep {what}. For {tokens:,} tokens all layers keep about "
-                    f"{device}{where}, and the one that is recomputed {working} more"]  # fmt: skip
+                    f"{device}{where}, and the layer that is being recomputed takes {working} more"]  # fmt: skip
 
 
 def _field(config: Any, name: str) -> Any:
@@ -177,7 +184,7 @@ def _memory(config: RunConfig, arch: Any, choice: Choice) -> str:
     )
     what = f"if {count(rows, 'document has', 'documents have')} {length:,} tokens"
     if choice.plan.layout in (Layout.row, Layout.masks):
-        what = f"for {rows * length:,} tokens in a row"
+        what = f"for a row of {rows * length:,} tokens"
     return f"eager attention keeps {size:,.1f} GiB of scores {what}; to reduce it, lower {change}"
 
 

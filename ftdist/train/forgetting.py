@@ -1,8 +1,9 @@
 """Forgetting: how far the model has moved from the base model on texts that the base model wrote itself.
 
 It is the divergence KL(base ‖ now) per token. The texts are drawn from the base model, so the sum of
-log p_base - log p_now over the tokens of a text is an unbiased estimate of the divergence of texts. The divergence per
-token is the sum of these differences over all texts, divided by the number of their tokens.
+log p_base - log p_now over the tokens of a text is an unbiased estimate of KL(base ‖ now) between the distributions of
+whole texts. The divergence per token is the sum of these differences over all texts, divided by the number of their
+tokens.
 """
 
 import math
@@ -53,8 +54,8 @@ def divergence(before: np.ndarray, now: np.ndarray, tokens: np.ndarray) -> Diver
 class Forgetting:
     """Measures forgetting at the evaluations of a run. The texts are drawn once, and kept in the run directory.
 
-    The base model is the model before the first step. For adapters it is the model without them, unless the run
-    continues trained ones (``method.init_from``).
+    The base model is the model before the first step. For new adapters it is the model without them. If the run
+    continues trained adapters (``method.init_from``), it is the model with these adapters.
     """
 
     def __init__(self, training: Any) -> None:
@@ -81,8 +82,8 @@ class Forgetting:
         self._texts = self._texts or on_rank_0(training.ranks, self._kept)
         if self._texts is None and training.state.step > 0:
             self._wanted, limited = False, training.config.train.stop_when.max_forgetting is not None
-            training.progress.note("forgetting is not measured: the base model writes its texts before the first step, "
-                                   f"but {training.run.base_texts.name} is not in the run directory"
+            training.progress.note(f"forgetting is not measured: {training.run.base_texts.name}, to which the texts of "
+                                   "the base model are written before the first step, is missing or cannot be read"
                                    f"{NO_LIMIT if limited else ''}")  # fmt: skip
             return {}
         if self._texts is None:
@@ -142,7 +143,7 @@ class Forgetting:
         return texts
 
     def _losses(self, texts: BaseTexts, say: Callable[[str], None]) -> Optional[DocumentLosses]:
-        """Compute the losses of the drawn tokens as those of held-out documents."""
+        """Compute the losses of the drawn tokens in the same way as the losses of held-out documents."""
         training, data = self._training, self._training.config.data
         rows = rows_of(texts.tokens, texts.drawn, texts.offsets, data.max_seq_len if data.packing else 1)
         return evaluate(

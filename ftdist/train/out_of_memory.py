@@ -80,7 +80,9 @@ def explain_out_of_memory(error: BaseException, config: RunConfig, ranks: Ranks,
             held = f". A rank needs about {account_for(config, parameters, layout, peak, cuda, trained=trained)}"
         if facts and facts.quantized:
             loaded = loading_bytes(config, facts.parameters, layout) / GIB
-            held += f". Before the matrices have 4 bits, it holds {loaded:.1f} GiB of weights"
+            held += (
+                f". While the model is loaded, before its matrices get 4 bits, a rank holds {loaded:.1f} GiB of weights"
+            )
     else:
         numbers = [(whole_shape(p).numel(), p.requires_grad) for p in training.engine.module.parameters()]
         parameters = sum(count for count, _ in numbers)

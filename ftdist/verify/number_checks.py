@@ -154,8 +154,9 @@ def _check_isolation(training: Training, report: Report) -> None:
     worst = max(proof.crossing, proof.alone)
     problems = ["documents of one row see each other: set model.attention=mask, or use another model"]
     report(judge(ISOLATION, problems if not worst <= ROUNDING[dtype] else [],
-                 f"changing one document changes the logits of the others by {proof.crossing:g}; a document packed and "
-                 f"alone differs by {proof.alone:.1g} (limit {ROUNDING[dtype]:.0e})"))  # fmt: skip
+                 f"changing one document changes the logits of the others by {proof.crossing:g}; a packed "
+                 f"document differs from the same one alone by {proof.alone:.1g} "
+                 f"(limit {ROUNDING[dtype]:.0e})"))  # fmt: skip
 
 
 def _run_reference(training: Training, weights: Tensors, steps: int) -> Tuple[Expected, List[str]]:

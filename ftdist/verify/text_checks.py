@@ -136,7 +136,7 @@ def check_messages(train_on: TrainOn, samples: List[Sample]) -> Check:
             checked += 1
             if SWITCH.sub("", _content(message)).strip() not in rendered:
                 missing.append(f"{document.location}, message {number} ({message['role']})")
-    problems = [f"the text lacks {count(len(missing), 'message')}, or a part ({missing[0]}): fix the chat template"
+    problems = [f"the text lacks {count(len(missing), 'message')}, or parts of them ({missing[0]}): fix the template"
                 ] if missing else []  # fmt: skip
     return judge(
         MESSAGES, problems, f"{checked - len(missing)} of {count(checked, 'message')} of {count(len(chats), 'chat')}"

@@ -95,7 +95,9 @@ def check_rules(answers: List[Answer]) -> List[Check]:
     answers = [one for one in answers if not one.in_whole]
     if not answers:
         return [not_run(name, NO_ANSWERS) for name in (FIELDS, ENDS)]
-    lost = [f"{one.location}: the documents do not show {', '.join(one.lost)} once" for one in answers if one.lost]
+    lost = [
+        f"{one.location}: the documents do not show {', '.join(one.lost)} exactly once" for one in answers if one.lost
+    ]
     after = [f"{one.location}, message {one.message}" for one in answers if not one.ends]
     stripped = sum(bool(one.stripped) for one in answers)
     shown = f"{len(answers) - len(lost)} of {count(len(answers), 'answer')}"

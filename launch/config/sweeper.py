@@ -202,7 +202,7 @@ def _refuse_other_direction(composed: DictConfig) -> None:
     if direction is not None and getattr(direction, "name", direction) != "minimize":
         raise ConfigError(f"hydra.sweeper.direction={getattr(direction, 'name', direction)}",
                           "minimize: ftdist gives the sweeper a number that is lower for better trials",
-                          "sweep.direction=maximize")  # fmt: skip
+                          "leave out hydra.sweeper.direction, and set sweep.direction=maximize")  # fmt: skip
 
 
 def _target(group: str, name: str) -> str:

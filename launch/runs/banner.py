@@ -119,7 +119,7 @@ def show_next(run: RunDir, code: int, seconds: float) -> None:
     here = [] if shutil.which("ftdist") else [f"source {escape(quoted_path(sys.prefix))}/bin/activate"]
     runs = escape(quoted_path(run.path.parent))
     status = "ftdist status" if runs == "runs" else f"ftdist status {runs}"
-    # Without held-out data, and if every checkpoint forgets too much, none is the best one.
+    # No checkpoint is the best one if there is no held-out data, or if every checkpoint forgets too much.
     no_best = run.published_checkpoints() and run.best_checkpoint() is None
     evaluate = f"ftdist eval {place}" + ("" if no_best else " --checkpoint best")
     records = run.read_metrics()

@@ -186,8 +186,8 @@ def prepare_run_data(config: RunConfig, run: RunDir) -> Path:
     begun = bool(record and record["data"]) or (record is None and bool(run.checkpoint_folders()))
     folder = recorded_folder(run, config) if begun else data_folder(config)
     if (is_ready(folder) or not begun) and record and (changed := changed_files(record, config, "data.")):
-        used = "started; the run continues with its original data" if begun else "submitted; it trains on the new data"
-        print(f"note: {changed[0]} since the run was {used}", flush=True)
+        since, data = ("started", "its original") if begun else ("submitted", "the new")
+        print(f"note: since the run was {since}: {changed[0]}. The run trains on {data} data", flush=True)
     if not is_ready(folder):
         if begun:
             may_prepare(run, config)
@@ -211,10 +211,10 @@ def check_length(run: RunDir, config: RunConfig, rows: int) -> None:
     now = num_steps(config, rows, before)
     if before and run.checkpoint_folders() and before != now:
         raise DataError(
-            f"the data of {run.path} has changed: with {count(rows, 'row')}, it would have {count(now, 'step')} "
+            f"the data of {run.path} has changed: with {count(rows, 'row')}, the run would have {count(now, 'step')} "
             f"instead of {before}",
             "the data that the run was started with",
-            "restore it, or start a new run",
+            "restore the data, or start a new run",
         )
 
 

@@ -179,7 +179,7 @@ def moved(args: argparse.Namespace) -> int:
                           f"if `squeue --me` does not show a job of the run: {resume}")  # fmt: skip
     run.write_status(state="queued", job_id=job, requeues=int(status.get("requeues", 0)) + 1)
     why = f" (scontrol: {'; '.join(args.because.splitlines())})" if args.because else ""
-    print(f"this job may not be requeued{why}, so the run continues in another one: job {job}", file=sys.stderr)
+    print(f"Slurm did not requeue this job{why}, so the run continues in another one: job {job}", file=sys.stderr)
     return EXIT_DONE
 
 

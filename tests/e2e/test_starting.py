@@ -37,7 +37,7 @@ LINES = [
     r"attention: documents; changing one document changes the logits of the others by 0, changing a token changes "
     r"earlier logits by 0",
     rf"activations: recomputed layers keep their inputs\. For 512 tokens all layers keep about {NUMBER} MiB, and the "
-    rf"one that is recomputed {NUMBER} MiB more",
+    rf"layer that is being recomputed takes {NUMBER} MiB more",
     rf"loss: the head computes 512 tokens at a time and needs up to {NUMBER} MiB, "
     "with the gradient of its weight in fp32",
     rf"estimate: 6 steps need {NUMBER} operations\. At the rate measured for matrix products \({NUMBER} a second on 2 "

@@ -46,7 +46,7 @@ def test_the_demo_passes(tmp_path: Path) -> None:
     assert "23 passed" in done.out
     assert "<|im_end|>, in" in done.out
     for name in ("Q8_0", "Q4_0"):
-        assert "578 token ids are equal" in written_as_gguf(tmp_path, name)
+        assert "578 token ids are those of" in written_as_gguf(tmp_path, name)
     template = (tmp_path / "Modelfile").read_text()
     assert "<|im_start|>system\nYou are a helpful AI assistant named SmolLM" in template
 

@@ -247,6 +247,8 @@ def test_training_continues_when_the_disk_is_full(tmp_path: Path, background: st
 def _fails(config: Any, path: Path) -> int:
     import threading
 
+    import torch
+
     from ftdist.parallel import ranks as rank_setup
     from ftdist.train import main
     from ftdist.train.loop import _save as save
@@ -258,6 +260,7 @@ def _fails(config: Any, path: Path) -> int:
         steps(training, 1)
         save(training)
         threading.Timer(0.5, disk.go.set).start()
+        torch.distributed.barrier()  # if one rank failed seconds earlier, the watchdog of the other would end it
         raise ValueError("broken")
 
     main.train = train

@@ -165,7 +165,7 @@ def outcome(run: RunDir, job: Optional[client.Job]) -> int:
         how += ", and it wrote no log. Perhaps its node does not see the run directory"
         fix = f"a run_dir on a disk that all nodes share and that can be written there, or: {fix}"
     if job and job.state == "TIMEOUT":
-        fix += " launch.slurm.stop_before_limit_s=SECONDS, more than before: the run did not stop in this time"
+        fix += " launch.slurm.stop_before_limit_s=SECONDS (more than before, because the run did not stop in time)"
     error = LaunchError(f"{how}\n  logs: {run.logs}", fix=fix)
     lifecycle.mark_failed(run, error, exit_code=EXIT_FAILED)
     raise error

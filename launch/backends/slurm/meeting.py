@@ -152,8 +152,8 @@ def _unreachable(node: str, names: Sequence[str], port: int, why: Dict[str, str]
     return LaunchError(
         f"{node} cannot reach the first node of the job, {names[0]}, at port {port}: {reasons}",
         "a name or address of the first node that all nodes reach",
-        f"make `getent hosts {names[0]}` on {node} print the NodeAddr that `scontrol show node {names[0]}` shows, or "
-        f"exclude the node from the job: --exclude={node}",
+        f"on {node}, `getent hosts {names[0]}` must print the NodeAddr that `scontrol show node {names[0]}` shows. "
+        f"Correct this, or exclude {node} from the job: --exclude={node}",
     )
 
 

@@ -138,7 +138,7 @@ def check_time(slurm: SlurmConfig, nodes: List[Node]) -> None:
         raise ConfigError(
             f"{found} {given:.0f} s, but the run is asked to stop {slurm.stop_before_limit_s} to {stop} s before this "
             "limit", f"a time limit of more than {stop} s",
-            f"{longer if needed * 60 > stop else 'launch.slurm.partition=NAME, of one that allows longer jobs'}, "
+            f"{longer if needed * 60 > stop else 'launch.slurm.partition=NAME of one that allows longer jobs'}, "
             "or lower launch.slurm.stop_before_limit_s",
         )  # fmt: skip
     if asked is not None and given > largest:

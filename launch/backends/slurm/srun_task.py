@@ -58,9 +58,9 @@ def note_unused_nodes() -> None:
     inside = "SLURMD_NODENAME" in environ or here.split(".")[0] in names
     started = "TORCHELASTIC_RUN_ID" in environ  # torchrun or srun has started ranks, perhaps on all nodes
     if names and not started and not (inside and len(names) == 1):
-        one = "" if inside else ", or for all GPUs of one node: srun --nodes=1 --ntasks=1 ftdist …"
-        print(f"note: job {environ.get('SLURM_JOB_ID')} has {nodes}, but the run uses {here} only. One rank for each "
-              f"task, on all nodes: srun --ntasks-per-node=RANKS ftdist …{one}", file=sys.stderr)  # fmt: skip
+        one = "" if inside else ", or to use all GPUs of one node: srun --nodes=1 --ntasks=1 ftdist …"
+        print(f"note: job {environ.get('SLURM_JOB_ID')} has {nodes}, but the run uses {here} only. To use all nodes, "
+              f"with one rank for each task: srun --ntasks-per-node=RANKS ftdist …{one}", file=sys.stderr)  # fmt: skip
 
 
 def tasks_per_node(text: str) -> int:

@@ -219,7 +219,7 @@ REFUSED = {
     "llama3 rope": ({"model_type": "qwen2", "rope_parameters": LLAMA3_ROPE}, "of type llama3"),
     "layers": ({"model_type": "gemma3_text", **GEMMA}, None),
     "other layers": ({"model_type": "gemma3_text", **GEMMA, "layer_types": ["full_attention"] * 2}, "every 6th layer"),
-    "scale": ({"model_type": "gemma2", **GEMMA, "query_pre_attn_scalar": 99}, "query_pre_attn_scalar is 99, not 16"),
+    "scale": ({"model_type": "gemma2", **GEMMA, "query_pre_attn_scalar": 99}, "is 99; llama.cpp uses 16"),
     "rope layers": ({"model_type": "smollm3", "no_rope_layers": [1, 0]}, "without a rotary embedding"),
 }  # fmt: skip
 

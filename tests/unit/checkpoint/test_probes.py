@@ -88,7 +88,7 @@ def test_an_export_with_another_tokenizer_is_refused(
 ) -> None:
     change, message = BROKEN[name]
     change(export)
-    with pytest.raises(CheckpointError, match=f"not the tokenizer and settings of the run.*{message}"):
+    with pytest.raises(CheckpointError, match=f"does not have the tokenizer and settings of the run.*{message}"):
         check_exported(export, tmp_path, config)
 
 

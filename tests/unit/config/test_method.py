@@ -37,7 +37,7 @@ def test_dora_in_4_bits_is_refused_where_its_matrices_are_sharded() -> None:
     method = MethodConfig(kind=MethodKind.qlora, use_dora=True)
     check_method(method, 2)
     check_method(MethodConfig(kind=LORA, use_dora=True), 3)
-    with pytest.raises(ConfigError, match="so that they are no longer sharded"):
+    with pytest.raises(ConfigError, match="by matrices that are not sharded"):
         check_method(method, 3)
 
 

@@ -103,7 +103,7 @@ def test_a_field_that_is_not_shown_or_shown_twice_is_named() -> None:
         patch.setattr("ftdist.data.answers.render", lambda *_: shown)
         [first, *_] = answers_of(document, [text], renderer, NO_LIMIT)
     assert "call 0 name of message 2" in first.lost
-    assert "the document does not show call 0 name of message 2 once" in first.warnings
+    assert "the document does not show call 0 name of message 2 exactly once" in first.warnings
     assert check_rules([first])[0].outcome == "failed"
 
 

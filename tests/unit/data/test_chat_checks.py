@@ -250,5 +250,5 @@ def test_what_is_trained_follows_the_prompt_that_the_words_of_the_record_give(ha
 
 def test_a_record_that_no_rendering_can_express_is_refused_by_the_message() -> None:
     record = reasoned("q", "a", "q2 /no_think", "b (r)")
-    with pytest.raises(DataError, match=r"before message 4 differently because of what they say \(message 3\)"):
+    with pytest.raises(DataError, match=r"before message 4 change how the chat template renders them \(message 3\)"):
         rendered(NO_THINK, record, special=("<end>",))

@@ -229,6 +229,6 @@ def test_adapters_of_other_parts_and_of_experts_are_refused_with_the_reason(tmp_
     ):
         with pytest.raises(
             ConfigError,
-            match="experts.0.w1, in transformers 5 a part of the tensor model.layers.0.mlp.experts.gate_up_proj",
+            match="which in transformers 5 is a part of the tensor model.layers.0.mlp.experts.gate_up_proj",
         ):
             check()

@@ -109,7 +109,7 @@ def test_a_model_whose_positions_do_not_restart_is_refused() -> None:
     model, _ = _model("gpt2")
     forward = model.forward
     model.forward = lambda **kw: forward(**{**kw, "position_ids": torch.arange(kw["input_ids"].shape[1])[None]})
-    with pytest.raises(ConfigError, match="differ from its logits alone"):
+    with pytest.raises(ConfigError, match="between a row with other documents and the document alone"):
         prove_isolation(model, TINY["vocab_size"], CPU, torch.float32, "documents")
 
 

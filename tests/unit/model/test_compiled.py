@@ -127,6 +127,6 @@ def test_without_a_compiler_it_is_refused() -> None:
 def test_a_layer_that_runs_several_times_in_a_step_is_refused_with_zero_3() -> None:
     model = _model()
     set_plan(model, PLAIN)
-    with pytest.raises(ConfigError, match=r"run in one forward pass each.*\n.*\n.*train.compile=none"):
+    with pytest.raises(ConfigError, match=r"needs a forward pass of its own.*\n.*\n.*train.compile=none"):
         compile_layers(model, sharded=True)
     assert len(compile_layers(model).layers) == LAYERS

@@ -43,7 +43,7 @@ def test_a_choice_is_scored_with_the_white_space_before_it() -> None:
         scored = [data.tokens[part][data.trained[part] == 1] for part in parts]
         assert [tokenizer.decode(ids.tolist()) for ids in scored] == SCORED
         assert sorted(data.row_docs.tolist()) == list(range(7)) and (data.num_rows == 7) == (not packing)
-    with pytest.raises(DataError, match=r"b: the question with a choice has 20 tokens"):
+    with pytest.raises(DataError, match=r"b: the question with one of its choices after it has 20 tokens"):
         choice_set(QUESTIONS[1:], tokenizer, 40, True, 19)
     assert choice_set(QUESTIONS, tokenizer, 8, True, None).num_rows >= 4, "a row takes the longest document"
     words = word_tokenizer(bos_token="<s>")

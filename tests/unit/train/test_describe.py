@@ -45,7 +45,7 @@ def test_a_slower_plan_says_why_and_what_eager_attention_costs() -> None:
     plan = AttentionPlan(PLAIN.backend, "eager", Layout.row)
     _, why, memory = _lines(plan, rejected=["documents: this model's attention uses 'softcap'"])
     assert why == "           not documents: this model's attention uses 'softcap'"
-    assert "keeps 12.0 GiB of scores for 8,192 tokens in a row" in memory  # 32 heads × 8192² × 6 bytes
+    assert "keeps 12.0 GiB of scores for a row of 8,192 tokens" in memory  # 32 heads × 8192² × 6 bytes
 
 
 @pytest.mark.parametrize(("recompute", "size"), [(True, "6.0 GiB"), (False, "168.0 GiB")])
@@ -67,7 +67,7 @@ def test_a_model_without_a_stand_in_says_so() -> None:
     [
         ({"num_local_experts": 4, "router_aux_loss_coef": 0.02}, 1, 0.0, "no loss .*=0.02 adds one"),
         ({"n_routed_experts": 4}, 1, 0.0, "transformers has none for moe"),
-        ({"num_experts": 4}, 1, 0.5, "experts: 0.5 times .* is added to the loss$"),
+        ({"num_experts": 4}, 1, 0.5, "experts: .*, times 0.5, is added to the loss$"),
         ({"num_experts": 4}, 3, 0.5, "runs its 3 micro-batches once more .* a quarter more time"),
     ],
 )

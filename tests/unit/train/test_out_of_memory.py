@@ -117,4 +117,4 @@ def test_an_error_while_loading_names_the_memory_that_the_model_needs(tmp_path: 
         made.zero.stage = stage
         write_facts(made, ModelFacts("llama", BILLION, None, False, True, BILLION // 100, 0, BILLION // 2))
         quantized = str(explain_out_of_memory(MemoryError("no room"), made, ranks, None))
-        assert f". Before the matrices have 4 bits, it holds {size} GiB of weights\n" in quantized
+        assert f"before its matrices get 4 bits, a rank holds {size} GiB of weights\n" in quantized

@@ -172,6 +172,6 @@ def test_a_run_that_began_with_a_step_more_is_resumed(tmp_path: Path) -> None:
     inputs.check_length(run, config, 100)
     run.write_status(max_steps=11)
     inputs.check_length(run, config, 100)
-    with pytest.raises(DataError, match="it would have 11 steps instead of 13"):
+    with pytest.raises(DataError, match="the run would have 11 steps instead of 13"):
         run.write_status(max_steps=13)
         inputs.check_length(run, config, 100)

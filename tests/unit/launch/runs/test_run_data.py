@@ -236,7 +236,7 @@ def test_a_run_that_waits_in_a_queue_records_its_data_when_it_begins(
     for _ in ("not prepared", "prepared"):
         record, again = read_json(run.inputs), inputs.prepare_run_data(config, run)
         assert again == data_folder(config)
-        assert "chats.jsonl has changed since the run was submitted; it trains on" in capsys.readouterr().out
+        assert "has changed. The run trains on the new data" in capsys.readouterr().out
         write_json(run.inputs, record)
 
 
@@ -271,7 +271,7 @@ def test_an_old_run_whose_data_has_changed_is_told_by_its_number_of_steps(
     run.inputs.unlink()
     write_chats(tmp_path / "chats.jsonl", "dog", 3000)
     monkeypatch.setattr(identity, "FORMAT_VERSION", 2)  # as if the format were still the old one
-    with pytest.raises(FtdistError, match="it would have .* steps instead of"):
+    with pytest.raises(FtdistError, match="the run would have .* steps instead of"):
         inputs.prepare_run_data(config, run)
 
 

@@ -215,4 +215,4 @@ def test_a_sweeper_resumes_with_the_objectives_that_it_was_given(go: Callable[..
         go(ending({}), *OPTUNA, "launch=slurm")
     with pytest.raises(ConfigError, match="direction=maximize") as error:
         go(ending({}), *OPTUNA, "hydra.sweeper.direction=maximize")
-    assert error.value.fix == "sweep.direction=maximize"
+    assert error.value.fix.endswith("sweep.direction=maximize")

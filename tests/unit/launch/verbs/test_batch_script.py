@@ -194,7 +194,7 @@ def test_a_job_that_submits_itself_again_counts_as_a_requeue(
     monkeypatch.setattr(submission, "jobs_of", lambda script: {"7", "8"} if script == run.submit else set())
     batch_script.moved(argparse.Namespace(run_dir=str(run.path), job=printed, because="not now\nfor job 7"))
     assert run.read_status()["job_id"] == "8"
-    said = "this job may not be requeued (scontrol: not now; for job 7), so the run continues in another one: job 8"
+    said = "Slurm did not requeue this job (scontrol: not now; for job 7), so the run continues in another one: job 8"
     assert said in capsys.readouterr().err
     monkeypatch.setattr(client, "available", lambda: False)
     assert batch_script.begin(argparse.Namespace(run_dir=str(run.path), job="8", old_request=False)) == 0

@@ -123,7 +123,7 @@ def test_8_bit_states_stay_with_the_ranks_that_saved_them(
     if allowed:
         _resume(run, *overrides)
         return
-    with pytest.raises(ConfigError, match="cannot be cut in another way") as error:
+    with pytest.raises(ConfigError, match="cannot be divided among the ranks in another way") as error:
         _resume(run, *overrides)
     assert error.value.fix == f"launch.nproc_per_node={saved[0]} zero.stage={saved[1]}"
     assert run.config.read_text() == before
