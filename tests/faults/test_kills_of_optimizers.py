@@ -99,7 +99,7 @@ def test_a_run_whose_rank_was_killed_ends_as_an_undisturbed_one(case: Case, fold
     if case.elsewhere is None:
         assert codes[0] > 0 and not elsewhere.checkpoint(10).exists()
         error = next(elsewhere.logs.glob("rank-00000.attempt-1.error.json")).read_text()
-        assert "8-bit states" in error and "cannot be cut" in error
+        assert "8-bit states" in error and "cannot be divided" in error
         return
     assert set(codes.values()) == {0}
     assert f"resumed after step {int(before)}\n" in elsewhere.log_file(0, 1).read_text()

@@ -63,7 +63,7 @@ BAD = [
     ([("data.sources.mine.weight", -1.0)], "data.sources.mine.weight=-1"),
     ([("data.sources.mine.max_documents", 0)], "data.sources.mine.max_documents=0"),
     ([("data.heldout", {"test": SourceConfig()})], "data.heldout.test sets none of path, hub, builtin"),
-    ([("data.heldout", {"heldout": SourceConfig(path="x")}), ("data.heldout_share", 0.1)], "both set"),
+    ([("data.heldout", {"heldout": SourceConfig(path="x")}), ("data.heldout_share", 0.1)], "the name heldout"),
     ([("data.heldout_share", 0.6)], "data.heldout_share=0.6"),
     ([("data.chat_template_kwargs", {"add_generation_prompt": True})], "has add_generation_prompt"),
     ([("data.chat_template_kwargs", {"enable_thinking": "False"})], "enable_thinking is the text 'False'"),

@@ -162,7 +162,7 @@ def test_layers_that_rwkv_divides_in_evaluation_get_no_adapter() -> None:
 def test_an_adapter_of_a_tied_head_is_refused_with_the_reason() -> None:
     config = small(kind=MethodKind.lora, target_modules=["all-linear", "lm_head"])
     config.model.config = {**LLAMA, "tie_word_embeddings": True}
-    with pytest.raises(ConfigError, match="'lm_head' is the output head, which is tied to the embedding"):
+    with pytest.raises(ConfigError, match="'lm_head' is the output head, which shares its weight with the embedding"):
         method_on_meta(config)
 
 
